@@ -1,0 +1,26 @@
+package hierarchy
+
+import "errors"
+
+// What a refusal can be. Wrap them with what was asked and what to do about it; compare with
+// [errors.Is]. The socket API has the one table that maps each to its stable code.
+var (
+	ErrTenantDisabled     = errors.New("tenant is disabled")
+	ErrTenantSuspended    = errors.New("tenant is suspended")
+	ErrVersionDisabled    = errors.New("key version may not be used for this")
+	ErrPermissionDenied   = errors.New("permission denied")
+	ErrContextMismatch    = errors.New("the envelope does not open: wrong encryption context, or altered bytes")
+	ErrEnvelopeInvalid    = errors.New("not a valid envelope")
+	ErrInvalidArgument    = errors.New("invalid argument")
+	ErrNotFound           = errors.New("not found")
+	ErrAlreadyExists      = errors.New("already exists")
+	ErrFailedPrecondition = errors.New("not possible in the present state")
+	ErrStale              = errors.New("this node's copy of the hierarchy is too old to serve from")
+	ErrCapacity           = errors.New("no room left")
+	ErrHSMUnavailable     = errors.New("the HSM does not answer")
+	ErrAuditUnavailable   = errors.New("the audit journal cannot be written")
+	ErrOutcomeUnknown     = errors.New("it is not known whether the command took effect")
+	ErrDRPending          = errors.New("done, but not yet acknowledged by the promotable region")
+	ErrQuorumRequired     = errors.New("needs signatures of a quorum of operators")
+	ErrRateLimited        = errors.New("over the limit")
+)

@@ -1,0 +1,148 @@
+package state
+
+import (
+	"time"
+
+	"github.com/kekd/kekd/hierarchy"
+)
+
+// What stands here is what readers see. Everything that is reached from a *State is immutable:
+// readers keep pointers as long as they like and never write through them.
+
+// Region is a set of nodes that share one token.
+type Region struct {
+	ID          hierarchy.RegionID
+	Name        string
+	Role        hierarchy.RegionRole
+	Identity    []byte // SubjectPublicKeyInfo (DER) of the token's identity key
+	KDF         string // profile of bridges; empty: none
+	MintingNode hierarchy.NodeID
+}
+
+// Node is a member of the cluster.
+type Node struct {
+	ID     hierarchy.NodeID
+	Name   string
+	Region hierarchy.RegionID
+	Voter  bool
+}
+
+// Tenant is one key domain.
+type Tenant struct {
+	ID           hierarchy.TenantID
+	Name         string
+	State        hierarchy.TenantState
+	StateReason  string
+	MaxStaleness time.Duration
+	CreatedAt    time.Time
+	StateAt      time.Time
+	Placement    []hierarchy.RegionID // sorted
+}
+
+// Key is a named KEK of a tenant.
+type Key struct {
+	ID               hierarchy.KeyID
+	Tenant           hierarchy.TenantID
+	Name             string
+	CreatedAt        time.Time
+	RotateEvery      time.Duration // 0: by hand only
+	MinUnwrapVersion uint32        // 1 or more
+	Versions         []*Version    // version n is at n-1
+}
+
+// Version finds a version by its number.
+func (k *Key) Version(n uint32) (*Version, bool) {
+	if n == 0 || uint64(n) > uint64(len(k.Versions)) {
+		return nil, false
+	}
+	return k.Versions[n-1], true
+}
+
+// Active is the version that wraps; there is none before the first is minted, or while it is
+// suspended or compromised.
+func (k *Key) Active() (*Version, bool) {
+	for i := len(k.Versions) - 1; i >= 0; i-- {
+		if k.Versions[i].State == hierarchy.Active {
+			return k.Versions[i], true
+		}
+	}
+	return nil, false
+}
+
+// Newest is the version with the highest number, whatever its state.
+func (k *Key) Newest() *Version { return k.Versions[len(k.Versions)-1] }
+
+// Version is one generation of a key.
+type Version struct {
+	Number      uint32
+	State       hierarchy.VersionState
+	ResumeTo    hierarchy.VersionState // while suspended
+	StateReason string
+	CreatedAt   time.Time
+	ActivatedAt time.Time // zero: never
+	StateAt     time.Time
+	Attempt     uint32
+	Cause       RotationCause
+	KDF         string
+	Regions     []RegionKey // those of the placement at its creation, sorted by ID
+}
+
+// Region finds what one region holds of the version.
+func (v *Version) Region(id hierarchy.RegionID) (*RegionKey, bool) {
+	for i := range v.Regions {
+		if v.Regions[i].Region == id {
+			return &v.Regions[i], true
+		}
+	}
+	return nil, false
+}
+
+// RegionKey is what one region holds of a version.
+type RegionKey struct {
+	Region        hierarchy.RegionID
+	Minted        bool
+	Object        hierarchy.ObjectID   // once minted
+	Check         hierarchy.CheckValue // once minted
+	MintedAt      time.Time
+	WrapsReserved uint64 // seals handed out to nodes in blocks; at most MaxWraps
+}
+
+// RotationCause says why a version was made.
+type RotationCause uint8
+
+const (
+	CauseCreated RotationCause = iota // the first version
+	CauseOperator
+	CausePeriod
+	CauseUse
+)
+
+// Service is an authenticated local caller. At least one of UID and GID is set.
+type Service struct {
+	Name      string
+	UID       *uint32
+	GID       *uint32
+	CreatedAt time.Time
+}
+
+// Anchor is the head of a node's audit journal as the cluster last agreed on it.
+type Anchor struct {
+	Node      hierarchy.NodeID
+	Sequence  uint64
+	Head      [32]byte
+	Signature []byte
+	At        time.Time
+}
+
+// Limits of the hierarchy.
+const (
+	// MaxWraps is how often one AES-GCM key may seal with random IVs over all nodes together:
+	// NIST SP 800-38D section 8.3.
+	MaxWraps = 1 << 32
+	// RotateAtWraps is where rotation starts by itself.
+	RotateAtWraps = 1 << 31
+
+	MinMaxStaleness     = time.Second
+	MaxMaxStaleness     = 24 * time.Hour
+	DefaultMaxStaleness = 2 * time.Second
+)
