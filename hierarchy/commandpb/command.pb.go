@@ -329,6 +329,7 @@ type Command struct {
 	//	*Command_ReserveWraps
 	//	*Command_ReturnWraps
 	//	*Command_AnchorAudit
+	//	*Command_RestartMinting
 	Body          isCommand_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -552,6 +553,15 @@ func (x *Command) GetAnchorAudit() *AnchorAudit {
 	return nil
 }
 
+func (x *Command) GetRestartMinting() *RestartMinting {
+	if x != nil {
+		if x, ok := x.Body.(*Command_RestartMinting); ok {
+			return x.RestartMinting
+		}
+	}
+	return nil
+}
+
 type isCommand_Body interface {
 	isCommand_Body()
 }
@@ -624,6 +634,10 @@ type Command_AnchorAudit struct {
 	AnchorAudit *AnchorAudit `protobuf:"bytes,26,opt,name=anchor_audit,json=anchorAudit,proto3,oneof"`
 }
 
+type Command_RestartMinting struct {
+	RestartMinting *RestartMinting `protobuf:"bytes,27,opt,name=restart_minting,json=restartMinting,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Body() {}
 
 func (*Command_Tick) isCommand_Body() {}
@@ -657,6 +671,8 @@ func (*Command_ReserveWraps) isCommand_Body() {}
 func (*Command_ReturnWraps) isCommand_Body() {}
 
 func (*Command_AnchorAudit) isCommand_Body() {}
+
+func (*Command_RestartMinting) isCommand_Body() {}
 
 // Actor is the caller's credentials at the node that it called.
 type Actor struct {
@@ -1386,6 +1402,77 @@ func (x *RecordMinted) GetCheckValue() []byte {
 	return nil
 }
 
+// RestartMinting gives an attempt up, because a crash left something unfit under its object IDs. It is
+// refused once the version is no longer pre-active, or when attempt is not the present one plus one.
+// What regions have recorded of the attempt that is given up is void, and its objects may be destroyed.
+type RestartMinting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	KeyId         []byte                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version       uint32                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Attempt       uint32                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"` // the new one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartMinting) Reset() {
+	*x = RestartMinting{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartMinting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartMinting) ProtoMessage() {}
+
+func (x *RestartMinting) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartMinting.ProtoReflect.Descriptor instead.
+func (*RestartMinting) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RestartMinting) GetTenantId() []byte {
+	if x != nil {
+		return x.TenantId
+	}
+	return nil
+}
+
+func (x *RestartMinting) GetKeyId() []byte {
+	if x != nil {
+		return x.KeyId
+	}
+	return nil
+}
+
+func (x *RestartMinting) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RestartMinting) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
 type CreateService struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1397,7 +1484,7 @@ type CreateService struct {
 
 func (x *CreateService) Reset() {
 	*x = CreateService{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1496,7 @@ func (x *CreateService) String() string {
 func (*CreateService) ProtoMessage() {}
 
 func (x *CreateService) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1509,7 @@ func (x *CreateService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateService.ProtoReflect.Descriptor instead.
 func (*CreateService) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{12}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateService) GetName() string {
@@ -1455,7 +1542,7 @@ type DeleteService struct {
 
 func (x *DeleteService) Reset() {
 	*x = DeleteService{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1554,7 @@ func (x *DeleteService) String() string {
 func (*DeleteService) ProtoMessage() {}
 
 func (x *DeleteService) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1567,7 @@ func (x *DeleteService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteService.ProtoReflect.Descriptor instead.
 func (*DeleteService) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{13}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteService) GetName() string {
@@ -1500,7 +1587,7 @@ type AllowPolicy struct {
 
 func (x *AllowPolicy) Reset() {
 	*x = AllowPolicy{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1599,7 @@ func (x *AllowPolicy) String() string {
 func (*AllowPolicy) ProtoMessage() {}
 
 func (x *AllowPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1612,7 @@ func (x *AllowPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowPolicy.ProtoReflect.Descriptor instead.
 func (*AllowPolicy) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{14}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AllowPolicy) GetRule() *Rule {
@@ -1545,7 +1632,7 @@ type RevokePolicy struct {
 
 func (x *RevokePolicy) Reset() {
 	*x = RevokePolicy{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1644,7 @@ func (x *RevokePolicy) String() string {
 func (*RevokePolicy) ProtoMessage() {}
 
 func (x *RevokePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1657,7 @@ func (x *RevokePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicy.ProtoReflect.Descriptor instead.
 func (*RevokePolicy) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{15}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokePolicy) GetService() string {
@@ -1602,7 +1689,7 @@ type ReserveWraps struct {
 
 func (x *ReserveWraps) Reset() {
 	*x = ReserveWraps{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1701,7 @@ func (x *ReserveWraps) String() string {
 func (*ReserveWraps) ProtoMessage() {}
 
 func (x *ReserveWraps) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1714,7 @@ func (x *ReserveWraps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveWraps.ProtoReflect.Descriptor instead.
 func (*ReserveWraps) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{16}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReserveWraps) GetTenantId() []byte {
@@ -1687,7 +1774,7 @@ type ReturnWraps struct {
 
 func (x *ReturnWraps) Reset() {
 	*x = ReturnWraps{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1786,7 @@ func (x *ReturnWraps) String() string {
 func (*ReturnWraps) ProtoMessage() {}
 
 func (x *ReturnWraps) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1799,7 @@ func (x *ReturnWraps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnWraps.ProtoReflect.Descriptor instead.
 func (*ReturnWraps) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{17}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReturnWraps) GetTenantId() []byte {
@@ -1770,7 +1857,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1869,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1882,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{18}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AnchorAudit) GetNodeId() []byte {
@@ -1843,7 +1930,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +1942,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +1955,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{19}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Region) GetId() []byte {
@@ -1925,7 +2012,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2024,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2037,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{20}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Node) GetId() []byte {
@@ -1997,7 +2084,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2096,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2109,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{21}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Tenant) GetId() []byte {
@@ -2096,7 +2183,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2195,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2208,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{22}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Key) GetTenantId() []byte {
@@ -2193,7 +2280,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2292,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2305,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{23}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Version) GetNumber() uint32 {
@@ -2312,7 +2399,7 @@ type RegionKey struct {
 
 func (x *RegionKey) Reset() {
 	*x = RegionKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2411,7 @@ func (x *RegionKey) String() string {
 func (*RegionKey) ProtoMessage() {}
 
 func (x *RegionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2424,7 @@ func (x *RegionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionKey.ProtoReflect.Descriptor instead.
 func (*RegionKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{24}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RegionKey) GetRegionId() []byte {
@@ -2387,7 +2474,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2486,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2499,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{25}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Service) GetName() string {
@@ -2456,7 +2543,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2555,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2568,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{26}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Rule) GetService() string {
@@ -2530,7 +2617,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2629,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2642,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{27}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -2585,7 +2672,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2684,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2697,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{28}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Anchor) GetNodeId() []byte {
@@ -2663,7 +2750,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2762,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2775,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Outcome) GetCommandId() []byte {
@@ -2749,7 +2836,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2848,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2861,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2845,7 +2932,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +2944,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +2957,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3008,7 +3095,8 @@ var File_hierarchy_commandpb_command_proto protoreflect.FileDescriptor
 
 const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
-	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xe8\t\n" +
+	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xb4\n" +
+	"\n" +
 	"\aCommand\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x14\n" +
@@ -3034,7 +3122,8 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\rrevoke_policy\x18\x17 \x01(\v2\x1d.kekd.command.v1.RevokePolicyH\x00R\frevokePolicy\x12D\n" +
 	"\rreserve_wraps\x18\x18 \x01(\v2\x1d.kekd.command.v1.ReserveWrapsH\x00R\freserveWraps\x12A\n" +
 	"\freturn_wraps\x18\x19 \x01(\v2\x1c.kekd.command.v1.ReturnWrapsH\x00R\vreturnWraps\x12A\n" +
-	"\fanchor_audit\x18\x1a \x01(\v2\x1c.kekd.command.v1.AnchorAuditH\x00R\vanchorAuditB\x06\n" +
+	"\fanchor_audit\x18\x1a \x01(\v2\x1c.kekd.command.v1.AnchorAuditH\x00R\vanchorAudit\x12J\n" +
+	"\x0frestart_minting\x18\x1b \x01(\v2\x1f.kekd.command.v1.RestartMintingH\x00R\x0erestartMintingB\x06\n" +
 	"\x04body\"V\n" +
 	"\x05Actor\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x10\n" +
@@ -3092,7 +3181,12 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\tregion_id\x18\x05 \x01(\fR\bregionId\x12\x1b\n" +
 	"\tobject_id\x18\x06 \x01(\fR\bobjectId\x12\x1f\n" +
 	"\vcheck_value\x18\a \x01(\fR\n" +
-	"checkValue\"a\n" +
+	"checkValue\"x\n" +
+	"\x0eRestartMinting\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\fR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\rR\aversion\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\"a\n" +
 	"\rCreateService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
 	"\x03uid\x18\x02 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
@@ -3275,7 +3369,7 @@ func file_hierarchy_commandpb_command_proto_rawDescGZIP() []byte {
 }
 
 var file_hierarchy_commandpb_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_hierarchy_commandpb_command_proto_goTypes = []any{
 	(RotationCause)(0),      // 0: kekd.command.v1.RotationCause
 	(VersionAction)(0),      // 1: kekd.command.v1.VersionAction
@@ -3294,26 +3388,27 @@ var file_hierarchy_commandpb_command_proto_goTypes = []any{
 	(*SetKey)(nil),          // 14: kekd.command.v1.SetKey
 	(*SetVersionState)(nil), // 15: kekd.command.v1.SetVersionState
 	(*RecordMinted)(nil),    // 16: kekd.command.v1.RecordMinted
-	(*CreateService)(nil),   // 17: kekd.command.v1.CreateService
-	(*DeleteService)(nil),   // 18: kekd.command.v1.DeleteService
-	(*AllowPolicy)(nil),     // 19: kekd.command.v1.AllowPolicy
-	(*RevokePolicy)(nil),    // 20: kekd.command.v1.RevokePolicy
-	(*ReserveWraps)(nil),    // 21: kekd.command.v1.ReserveWraps
-	(*ReturnWraps)(nil),     // 22: kekd.command.v1.ReturnWraps
-	(*AnchorAudit)(nil),     // 23: kekd.command.v1.AnchorAudit
-	(*Region)(nil),          // 24: kekd.command.v1.Region
-	(*Node)(nil),            // 25: kekd.command.v1.Node
-	(*Tenant)(nil),          // 26: kekd.command.v1.Tenant
-	(*Key)(nil),             // 27: kekd.command.v1.Key
-	(*Version)(nil),         // 28: kekd.command.v1.Version
-	(*RegionKey)(nil),       // 29: kekd.command.v1.RegionKey
-	(*Service)(nil),         // 30: kekd.command.v1.Service
-	(*Rule)(nil),            // 31: kekd.command.v1.Rule
-	(*RequiredContext)(nil), // 32: kekd.command.v1.RequiredContext
-	(*Anchor)(nil),          // 33: kekd.command.v1.Anchor
-	(*Outcome)(nil),         // 34: kekd.command.v1.Outcome
-	(*SnapshotHeader)(nil),  // 35: kekd.command.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 36: kekd.command.v1.SnapshotRecord
+	(*RestartMinting)(nil),  // 17: kekd.command.v1.RestartMinting
+	(*CreateService)(nil),   // 18: kekd.command.v1.CreateService
+	(*DeleteService)(nil),   // 19: kekd.command.v1.DeleteService
+	(*AllowPolicy)(nil),     // 20: kekd.command.v1.AllowPolicy
+	(*RevokePolicy)(nil),    // 21: kekd.command.v1.RevokePolicy
+	(*ReserveWraps)(nil),    // 22: kekd.command.v1.ReserveWraps
+	(*ReturnWraps)(nil),     // 23: kekd.command.v1.ReturnWraps
+	(*AnchorAudit)(nil),     // 24: kekd.command.v1.AnchorAudit
+	(*Region)(nil),          // 25: kekd.command.v1.Region
+	(*Node)(nil),            // 26: kekd.command.v1.Node
+	(*Tenant)(nil),          // 27: kekd.command.v1.Tenant
+	(*Key)(nil),             // 28: kekd.command.v1.Key
+	(*Version)(nil),         // 29: kekd.command.v1.Version
+	(*RegionKey)(nil),       // 30: kekd.command.v1.RegionKey
+	(*Service)(nil),         // 31: kekd.command.v1.Service
+	(*Rule)(nil),            // 32: kekd.command.v1.Rule
+	(*RequiredContext)(nil), // 33: kekd.command.v1.RequiredContext
+	(*Anchor)(nil),          // 34: kekd.command.v1.Anchor
+	(*Outcome)(nil),         // 35: kekd.command.v1.Outcome
+	(*SnapshotHeader)(nil),  // 36: kekd.command.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 37: kekd.command.v1.SnapshotRecord
 }
 var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	6,  // 0: kekd.command.v1.Command.actor:type_name -> kekd.command.v1.Actor
@@ -3327,40 +3422,41 @@ var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	14, // 8: kekd.command.v1.Command.set_key:type_name -> kekd.command.v1.SetKey
 	15, // 9: kekd.command.v1.Command.set_version_state:type_name -> kekd.command.v1.SetVersionState
 	16, // 10: kekd.command.v1.Command.record_minted:type_name -> kekd.command.v1.RecordMinted
-	17, // 11: kekd.command.v1.Command.create_service:type_name -> kekd.command.v1.CreateService
-	18, // 12: kekd.command.v1.Command.delete_service:type_name -> kekd.command.v1.DeleteService
-	19, // 13: kekd.command.v1.Command.allow_policy:type_name -> kekd.command.v1.AllowPolicy
-	20, // 14: kekd.command.v1.Command.revoke_policy:type_name -> kekd.command.v1.RevokePolicy
-	21, // 15: kekd.command.v1.Command.reserve_wraps:type_name -> kekd.command.v1.ReserveWraps
-	22, // 16: kekd.command.v1.Command.return_wraps:type_name -> kekd.command.v1.ReturnWraps
-	23, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
-	24, // 18: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
-	25, // 19: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
-	2,  // 20: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
-	0,  // 21: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
-	1,  // 22: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
-	31, // 23: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
-	4,  // 24: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
-	2,  // 25: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
-	28, // 26: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
-	3,  // 27: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
-	3,  // 28: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
-	0,  // 29: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
-	29, // 30: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
-	32, // 31: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
-	24, // 32: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
-	25, // 33: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
-	26, // 34: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
-	27, // 35: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
-	30, // 36: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
-	31, // 37: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
-	33, // 38: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
-	34, // 39: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	18, // 11: kekd.command.v1.Command.create_service:type_name -> kekd.command.v1.CreateService
+	19, // 12: kekd.command.v1.Command.delete_service:type_name -> kekd.command.v1.DeleteService
+	20, // 13: kekd.command.v1.Command.allow_policy:type_name -> kekd.command.v1.AllowPolicy
+	21, // 14: kekd.command.v1.Command.revoke_policy:type_name -> kekd.command.v1.RevokePolicy
+	22, // 15: kekd.command.v1.Command.reserve_wraps:type_name -> kekd.command.v1.ReserveWraps
+	23, // 16: kekd.command.v1.Command.return_wraps:type_name -> kekd.command.v1.ReturnWraps
+	24, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
+	17, // 18: kekd.command.v1.Command.restart_minting:type_name -> kekd.command.v1.RestartMinting
+	25, // 19: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
+	26, // 20: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
+	2,  // 21: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
+	0,  // 22: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
+	1,  // 23: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
+	32, // 24: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
+	4,  // 25: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
+	2,  // 26: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
+	29, // 27: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
+	3,  // 28: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
+	3,  // 29: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
+	0,  // 30: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
+	30, // 31: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
+	33, // 32: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
+	25, // 33: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
+	26, // 34: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
+	27, // 35: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
+	28, // 36: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
+	31, // 37: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
+	32, // 38: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
+	34, // 39: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
+	35, // 40: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_hierarchy_commandpb_command_proto_init() }
@@ -3386,13 +3482,14 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*Command_ReserveWraps)(nil),
 		(*Command_ReturnWraps)(nil),
 		(*Command_AnchorAudit)(nil),
+		(*Command_RestartMinting)(nil),
 	}
 	file_hierarchy_commandpb_command_proto_msgTypes[6].OneofWrappers = []any{}
 	file_hierarchy_commandpb_command_proto_msgTypes[9].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[12].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[25].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[27].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[31].OneofWrappers = []any{
+	file_hierarchy_commandpb_command_proto_msgTypes[13].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[26].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[28].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[32].OneofWrappers = []any{
 		(*SnapshotRecord_Region)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Tenant)(nil),
@@ -3408,7 +3505,7 @@ func file_hierarchy_commandpb_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hierarchy_commandpb_command_proto_rawDesc), len(file_hierarchy_commandpb_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
