@@ -2,10 +2,16 @@
 // its arguments alone.
 //
 // Rules allow; there is no rule that forbids. What no rule allows is denied, operation by
-// operation.
+// operation. [Decide] is what that means; a [Set] answers the same and as fast for a hundred
+// rules as for one. Which rules are a caller's, and whether the key exists or serves, is for
+// others to say.
 package policy
 
-import "github.com/kekd/kekd/hierarchy"
+import (
+	"fmt"
+
+	"github.com/kekd/kekd/hierarchy"
+)
 
 // Rule allows a service operations on the keys that a pattern names, where the encryption
 // context has what the rule requires.
@@ -41,4 +47,40 @@ type Decision struct {
 	Allowed bool
 	Rule    *Rule // the rule that allows; nil if none
 	Reason  string
+}
+
+// ValidateRule checks a rule before it is taken into a hierarchy. What is wrong with it is
+// [hierarchy.ErrInvalidArgument].
+func ValidateRule(r Rule) error {
+	if err := hierarchy.ValidateName(r.Service); err != nil {
+		return fmt.Errorf("service of a rule: %w", err)
+	}
+	if err := r.Pattern.validate(); err != nil {
+		return err
+	}
+	if r.Ops == 0 {
+		return fmt.Errorf("%w: a rule for %s allows no operation", hierarchy.ErrInvalidArgument, r.Pattern)
+	}
+	unknown := r.Ops
+	for _, op := range hierarchy.AllOps {
+		unknown &^= hierarchy.Ops(op)
+	}
+	if unknown != 0 {
+		return fmt.Errorf("%w: a rule for %s allows operations %#x that are not known", hierarchy.ErrInvalidArgument, r.Pattern, uint8(unknown))
+	}
+	if len(r.Required) > hierarchy.MaxContextEntries {
+		return fmt.Errorf("%w: a rule for %s requires %d context entries, a context has at most %d", hierarchy.ErrInvalidArgument, r.Pattern, len(r.Required), hierarchy.MaxContextEntries)
+	}
+	for i, q := range r.Required {
+		if err := q.validate(); err != nil {
+			return err
+		}
+		if i > 0 && r.Required[i-1].Key == q.Key {
+			return fmt.Errorf("%w: a rule for %s requires the context key %q twice", hierarchy.ErrInvalidArgument, r.Pattern, q.Key)
+		}
+		if i > 0 && r.Required[i-1].Key > q.Key {
+			return fmt.Errorf("%w: a rule for %s: required context keys are not sorted", hierarchy.ErrInvalidArgument, r.Pattern)
+		}
+	}
+	return nil
 }
