@@ -1,0 +1,60 @@
+# kekd: `make demo` shows it, `make test` tests it. Both install what is missing.
+#
+# How long each part of the tests may take on two cores stands in docs/TESTING.md.
+
+GO       ?= go
+
+# Debian's packages, and a file of each that shows that it is there.
+DEBS := softhsm2:/usr/lib/softhsm/libsofthsm2.so opensc:/usr/bin/pkcs11-tool strace:/usr/bin/strace
+# Only to generate code again; what is generated is committed.
+PROTO_DEBS := protobuf-compiler:/usr/bin/protoc
+
+# The tools are pinned, and run through the module proxy: nothing has to be on the PATH.
+STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GOVULNCHECK := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.3.0
+PROTOC_GO   := google.golang.org/protobuf/cmd/protoc-gen-go
+PROTOC_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+PROTOC_VT   := github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
+
+.PHONY: all build deps demo test bench nightly check generate generated clean
+
+all: build
+
+build:
+	$(GO) build -o bin/kekd ./cmd/kekd
+	$(GO) build -o bin/kekctl ./cmd/kekctl
+
+deps:
+	@scripts/install-debs $(DEBS)
+
+demo: deps build
+	scripts/demo
+
+test: deps build
+	$(GO) test -timeout 9m ./...
+
+bench: deps build
+	scripts/bench
+
+# Loops and soaks that are too long for `make test`.
+nightly: deps build
+	KEKD_NIGHTLY=1 $(GO) test -count=1 -timeout 3h ./...
+
+check:
+	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$unformatted" ] || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	@$(MAKE) --no-print-directory generated
+	@scripts/vulnerabilities "$(GOVULNCHECK)"
+
+generate:
+	@scripts/install-debs $(PROTO_DEBS)
+	GO="$(GO)" PROTOC_GO="$(PROTOC_GO)" PROTOC_GRPC="$(PROTOC_GRPC)" PROTOC_VT="$(PROTOC_VT)" scripts/generate .
+
+# What is committed is what the .proto files give.
+generated:
+	@scripts/install-debs $(PROTO_DEBS)
+	@GO="$(GO)" PROTOC_GO="$(PROTOC_GO)" PROTOC_GRPC="$(PROTOC_GRPC)" PROTOC_VT="$(PROTOC_VT)" scripts/generate --check .
+
+clean:
+	rm -rf bin
