@@ -105,6 +105,14 @@ type RegionKey struct {
 	Check         hierarchy.CheckValue // once minted
 	MintedAt      time.Time
 	WrapsReserved uint64 // seals handed out to nodes in blocks; at most MaxWraps
+	Reservations  []Reservation
+}
+
+// Reservation is how many seals a node has reserved since it last gave a rest back. It can
+// return no more, so that a mistake cannot count seals twice as unused.
+type Reservation struct {
+	Node  hierarchy.NodeID
+	Count uint64
 }
 
 // RotationCause says why a version was made.

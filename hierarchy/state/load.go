@@ -1,0 +1,185 @@
+package state
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/policy"
+)
+
+// position is where a record stands in a snapshot: by kind, then by key.
+type position struct {
+	kind int
+	key  []byte
+}
+
+func (p position) before(q position) bool {
+	return p.kind < q.kind || p.kind == q.kind && bytes.Compare(p.key, q.key) < 0
+}
+
+// load takes one record of a snapshot into the draft. What it refers to has to be there already:
+// the order of the kinds sees to that. It returns the record as it is to be encoded.
+func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.SnapshotRecord, error) {
+	fail := func(err error) (position, *commandpb.SnapshotRecord, error) { return position{}, nil, err }
+	switch r := rec.GetRecord().(type) {
+	case *commandpb.SnapshotRecord_Region:
+		region, err := regionFromPB(r.Region)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.Region(region.ID); ok {
+			return fail(fmt.Errorf("two regions have the ID %s", region.ID))
+		}
+		d.putRegion(region)
+		return position{1, []byte(region.Name)}, regionRecord(region), nil
+
+	case *commandpb.SnapshotRecord_Node:
+		node, err := nodeFromPB(r.Node)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.Node(node.ID); ok {
+			return fail(fmt.Errorf("two nodes have the ID %s", node.ID))
+		}
+		if _, ok := d.Region(node.Region); !ok {
+			return fail(fmt.Errorf("node %s is of a region that is not there", node.Name))
+		}
+		d.putNode(node)
+		return position{2, []byte(node.Name)}, nodeRecord(node), nil
+
+	case *commandpb.SnapshotRecord_Tenant:
+		tenant, err := tenantFromPB(r.Tenant)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.Tenant(tenant.ID); ok {
+			return fail(fmt.Errorf("two tenants have the ID %s", tenant.ID))
+		}
+		for _, id := range tenant.Placement {
+			if _, ok := d.Region(id); !ok {
+				return fail(fmt.Errorf("tenant %s is placed in a region that is not there", tenant.Name))
+			}
+		}
+		d.putTenant(tenant)
+		return position{3, []byte(tenant.Name)}, tenantRecord(tenant), nil
+
+	case *commandpb.SnapshotRecord_Key:
+		key, err := keyFromPB(r.Key)
+		if err != nil {
+			return fail(err)
+		}
+		if err := d.checkKey(key); err != nil {
+			return fail(err)
+		}
+		d.putKey(key)
+		return position{4, treeKey(key)}, keyRecord(key), nil
+
+	case *commandpb.SnapshotRecord_Service:
+		svc, err := serviceFromPB(r.Service)
+		if err != nil {
+			return fail(err)
+		}
+		if other, ok := d.serviceOf.get(matchOf(svc)); ok {
+			return fail(fmt.Errorf("services %s and %s match the same callers", svc.Name, other.Name))
+		}
+		d.putService(svc)
+		return position{5, []byte(svc.Name)}, serviceRecord(svc), nil
+
+	case *commandpb.SnapshotRecord_Rule:
+		rule, err := ruleFromPB(r.Rule)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.Service(rule.Service); !ok {
+			return fail(fmt.Errorf("a rule is of service %s, which is not there", rule.Service))
+		}
+		d.putRule(rule)
+		return position{6, ruleKey(rule)}, ruleRecord(rule), nil
+
+	case *commandpb.SnapshotRecord_Anchor:
+		anchor, err := anchorFromPB(r.Anchor)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.Node(anchor.Node); !ok {
+			return fail(fmt.Errorf("an audit anchor is of node %s, which is not there", anchor.Node))
+		}
+		d.putAnchor(anchor)
+		return position{7, anchor.Node.ID[:]}, anchorRecord(anchor), nil
+
+	case *commandpb.SnapshotRecord_Outcome:
+		o, err := outcomeFromPB(r.Outcome)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.outcomeByID.get(o.id); ok {
+			return fail(fmt.Errorf("two outcomes are of command %s", o.id))
+		}
+		if o.index > d.index {
+			return fail(fmt.Errorf("an outcome is of index %d, the state is of %d", o.index, d.index))
+		}
+		d.putOutcome(o)
+		return position{8, outcomeKey(o)}, outcomeRecord(o), nil
+	}
+	return fail(fmt.Errorf("%w: a record of a kind that this version does not know", ErrUnknownCommand))
+}
+
+// checkKey compares a key with what was loaded before it.
+func (d *draft) checkKey(k *Key) error {
+	if _, ok := d.Tenant(k.Tenant); !ok {
+		return fmt.Errorf("key %s is of a tenant that is not there", k.Name)
+	}
+	if _, ok := d.keyByID.get(k.ID); ok {
+		return fmt.Errorf("two keys have the ID %s", k.ID)
+	}
+	for _, v := range k.Versions {
+		for _, r := range v.Regions {
+			if _, ok := d.Region(r.Region); !ok {
+				return fmt.Errorf("key %s version %d is in a region that is not there", k.Name, v.Number)
+			}
+			if r.Minted && r.Object != hierarchy.KEKObjectID(d.cluster, k.Tenant, k.ID, v.Number, r.Region, v.Attempt) {
+				return fmt.Errorf("key %s version %d names an object that is not its own", k.Name, v.Number)
+			}
+			for _, res := range r.Reservations {
+				if node, ok := d.Node(res.Node); !ok || node.Region != r.Region {
+					return fmt.Errorf("key %s version %d has seals reserved for a node that is not of the region", k.Name, v.Number)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func regionRecord(r *Region) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Region{Region: regionToPB(r)}}
+}
+
+func nodeRecord(n *Node) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Node{Node: nodeToPB(n)}}
+}
+
+func tenantRecord(t *Tenant) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Tenant{Tenant: tenantToPB(t)}}
+}
+
+func keyRecord(k *Key) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Key{Key: wholeKeyToPB(k)}}
+}
+
+func serviceRecord(s *Service) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Service{Service: serviceToPB(s)}}
+}
+
+func ruleRecord(r *policy.Rule) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Rule{Rule: ruleToPB(r)}}
+}
+
+func anchorRecord(a *Anchor) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Anchor{Anchor: anchorToPB(a)}}
+}
+
+func outcomeRecord(o *outcome) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Outcome{Outcome: outcomeToPB(o)}}
+}
