@@ -21,6 +21,10 @@ const (
 type KeyRef struct {
 	ID    hierarchy.ObjectID
 	Check hierarchy.CheckValue
+	// Bridge is set for a key that was agreed between two tokens (CKA_LOCAL 0). Without it
+	// the key must have been generated in the token (CKA_LOCAL 1): who has the PIN can derive
+	// a key that he knows, and can generate none.
+	Bridge bool
 }
 
 // Lane is what queues are fair between: the tenant.
@@ -148,6 +152,7 @@ type Object struct {
 	Label  string
 	Check  hierarchy.CheckValue
 	Usable bool  // CKA_ENCRYPT and CKA_DECRYPT
+	Bridge bool  // derived, not generated: CKA_LOCAL 0
 	Fault  error // why the object is not fit for use, wrapping ErrKeyRefused or ErrAmbiguous; nil if it is
 }
 

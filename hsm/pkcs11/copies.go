@@ -1,0 +1,254 @@
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
+)
+
+const (
+	// copyAfter is the use at which a key gets its copy: making one costs as much as a few
+	// uses of the token object.
+	copyAfter = 2
+	// copyIdle is how long a copy must have been idle before another key may have its place.
+	// Without it, more busy keys than places would make and destroy a copy for each operation.
+	copyIdle = time.Second
+	// copyRetry is how long no place is looked for after none was found.
+	copyRetry = 100 * time.Millisecond
+)
+
+// copies are the session copies of hot keys. They live in one session that no slot uses, and
+// die with it. A copy is made with Token.use read-locked and destroyed with it write-locked,
+// so that no operation runs on a copy while it goes.
+type copies struct {
+	mu      sync.Mutex
+	session pkcs11.SessionHandle  // guarded by mu; 0: none
+	orphans []pkcs11.ObjectHandle // guarded by mu; their entries are gone, they are not used
+
+	n       atomic.Int64 // how many entries have one
+	fullTil atomic.Int64 // unix nanoseconds until which no place is looked for
+	off     atomic.Bool  // the token cannot copy
+}
+
+// wanted tells whether a key may ask for a copy now.
+func (c *copies) wanted(t *Token, now time.Time) bool {
+	return t.cfg.Copies > 0 && t.can.copy && !c.off.Load() &&
+		(c.n.Load() < int64(t.cfg.Copies) || now.UnixNano() >= c.fullTil.Load())
+}
+
+// make copies keys, on a slot's thread.
+func (c *copies) make(s *slot, keys []*entry) {
+	if len(keys) == 0 {
+		return
+	}
+	t := s.t
+	c.sweep(t)
+	for _, e := range keys {
+		if c.n.Load() >= int64(t.cfg.Copies) && !c.evict(t) {
+			return
+		}
+		if err := c.makeOne(s, e); err != nil {
+			t.index.mu.Lock()
+			e.noCopy = true // the token object serves
+			t.index.mu.Unlock()
+		}
+	}
+}
+
+func (c *copies) makeOne(s *slot, e *entry) error {
+	t := s.t
+	t.use.RLock()
+	defer t.use.RUnlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	t.index.mu.RLock()
+	handle := e.handle
+	fit := t.index.byID[e.id] == e && e.copy == 0 && e.tested && e.obj.Usable && e.obj.Fault == nil && !e.stale
+	t.index.mu.RUnlock()
+	if !fit {
+		return nil
+	}
+	if err := c.open(t); err != nil {
+		return err
+	}
+	made, err := t.m.ctx.CopyObject(c.session, handle, copyTemplate())
+	if err != nil {
+		return c.broken(t, failure("copy a key", err))
+	}
+	if err := c.verify(s, made, handle); err != nil {
+		_ = t.m.ctx.DestroyObject(c.session, made)
+		return err
+	}
+	t.index.mu.Lock()
+	e.copy = made
+	t.index.mu.Unlock()
+	c.n.Add(1)
+	return nil
+}
+
+// verify judges a copy as its original was judged: no attribute weaker, and the same key.
+func (c *copies) verify(s *slot, made, original pkcs11.ObjectHandle) error {
+	r, err := s.t.m.read(c.session, made)
+	if err != nil {
+		return err
+	}
+	if r.obj.Fault != nil {
+		return r.obj.Fault
+	}
+	want, err := s.checkValue(original)
+	if err != nil {
+		return err
+	}
+	got, err := s.checkValue(made)
+	if err != nil {
+		return err
+	}
+	if got != want || !r.obj.Usable {
+		return fmt.Errorf("%w: its copy is another key", hsm.ErrKeyRefused)
+	}
+	return nil
+}
+
+// open opens the session that the copies live in. It can change nothing on the token. The
+// caller holds mu.
+func (c *copies) open(t *Token) error {
+	if c.session != 0 {
+		return nil
+	}
+	session, err := t.m.ctx.OpenSession(t.slotID, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return failure("open a session", err)
+	}
+	c.session = session
+	return nil
+}
+
+// broken looks at an error of the session: if that is lost, the copies are lost with it. The
+// caller holds mu.
+func (c *copies) broken(t *Token, err error) error {
+	var code pkcs11.Error
+	if !errors.As(err, &code) || !sessionLost(code) {
+		if code == pkcs11.CKR_FUNCTION_NOT_SUPPORTED {
+			c.off.Store(true)
+		}
+		return err
+	}
+	_ = t.m.ctx.CloseSession(c.session)
+	c.session, c.orphans = 0, nil
+	t.index.mu.Lock()
+	defer t.index.mu.Unlock()
+	for _, e := range t.index.byID {
+		e.copy = 0
+	}
+	c.n.Store(0)
+	return err
+}
+
+// lost forgets a key's copy that the token does not know any more.
+func (c *copies) lost(t *Token, e *entry) {
+	t.index.mu.Lock()
+	defer t.index.mu.Unlock()
+	if e.copy != 0 {
+		e.copy = 0
+		e.uses.Store(0)
+		c.n.Add(-1)
+	}
+}
+
+// evict makes room by destroying the copy that was idle for longest.
+func (c *copies) evict(t *Token) bool {
+	now := time.Now().UnixNano()
+	oldest, idlest := now-int64(copyIdle), (*entry)(nil)
+	t.index.mu.RLock()
+	for _, e := range t.index.byID {
+		if used := e.lastUse.Load(); e.copy != 0 && used < oldest {
+			oldest, idlest = used, e
+		}
+	}
+	t.index.mu.RUnlock()
+	if idlest == nil {
+		c.fullTil.Store(now + int64(copyRetry))
+		return false
+	}
+	t.use.Lock()
+	defer t.use.Unlock()
+	return c.forget(t, []hierarchy.ObjectID{idlest.id}) == nil
+}
+
+// forget destroys the copies of these keys. The caller holds Token.use for writing. Whatever
+// the token answers, the copies are not used again.
+func (c *copies) forget(t *Token, keys []hierarchy.ObjectID) error {
+	t.index.mu.Lock()
+	var handles []pkcs11.ObjectHandle
+	for _, id := range keys {
+		if e := t.index.byID[id]; e != nil && e.copy != 0 {
+			handles = append(handles, e.copy)
+			e.copy = 0
+			e.uses.Store(0)
+			c.n.Add(-1)
+		}
+	}
+	t.index.mu.Unlock()
+	return c.destroy(t, handles)
+}
+
+func (c *copies) destroy(t *Token, handles []pkcs11.ObjectHandle) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, h := range handles {
+		err := t.m.ctx.DestroyObject(c.session, h)
+		var code pkcs11.Error
+		if err == nil || errors.As(err, &code) && transient(code) {
+			continue // destroyed, or gone already
+		}
+		if err = c.broken(t, failure("destroy a session copy", err)); sessionLost(code) {
+			return nil // gone with their session
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// orphan takes copies whose entries are gone; they are destroyed at the next occasion.
+func (c *copies) orphan(handles []pkcs11.ObjectHandle) {
+	if len(handles) == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.orphans = append(c.orphans, handles...)
+	c.n.Add(-int64(len(handles)))
+}
+
+// sweep destroys the orphans.
+func (c *copies) sweep(t *Token) {
+	c.mu.Lock()
+	handles := c.orphans
+	c.orphans = nil
+	c.mu.Unlock()
+	if len(handles) == 0 {
+		return
+	}
+	t.use.Lock()
+	defer t.use.Unlock()
+	_ = c.destroy(t, handles)
+}
+
+// close ends the session, and the copies with it.
+func (c *copies) close(t *Token) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session != 0 {
+		_ = t.m.ctx.CloseSession(c.session)
+		c.session = 0
+	}
+}

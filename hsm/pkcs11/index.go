@@ -1,0 +1,152 @@
+package pkcs11
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
+)
+
+// An index knows the token's key objects by their IDs. It is filled by one listing at start:
+// a search by ID costs 10 us for each object on the token (SoftHSM 2.6.1), so the hot path
+// never searches.
+type index struct {
+	mu      sync.RWMutex
+	byID    map[hierarchy.ObjectID]*entry
+	records map[pkcs11.ObjectHandle]record
+	absent  map[hierarchy.ObjectID]time.Time // looked for and not there, and when
+}
+
+// An entry is the key that answers to an ID. Its fields are guarded by index.mu, except the
+// atomic ones.
+type entry struct {
+	id       hierarchy.ObjectID
+	handle   pkcs11.ObjectHandle
+	twins    []pkcs11.ObjectHandle // more handles with the same check value, to be shown to be the same key
+	obj      hsm.Object
+	hasCheck bool
+	tested   bool      // known-answer test passed since the object was last found changed
+	checked  time.Time // when the attributes were read
+	stale    bool      // they are to be read again before the next use
+
+	copy   pkcs11.ObjectHandle // session copy; 0: none. Destroyed only under Token.use
+	noCopy bool                // the token refused to copy it
+
+	uses    atomic.Uint32
+	lastUse atomic.Int64 // unix nanoseconds
+}
+
+const (
+	absentFor   = time.Second // how long an ID that was not found is not looked for again
+	absentLimit = 4096
+	latchedFor  = 100 * time.Millisecond // how long a latch that was read is believed
+)
+
+func newIndex() *index {
+	return &index{
+		byID:    map[hierarchy.ObjectID]*entry{},
+		records: map[pkcs11.ObjectHandle]record{},
+		absent:  map[hierarchy.ObjectID]time.Time{},
+	}
+}
+
+// group makes one key of all handles that answer to an ID, or says that they are several:
+// handles may be several for one object, and are one key if their check values agree and each
+// opens what the other sealed, which is tested before the first use.
+func group(records []record) (first record, twins []pkcs11.ObjectHandle) {
+	first = records[0]
+	for _, r := range records[1:] {
+		if r.obj.Fault != nil || first.obj.Fault != nil || !r.hasCheck || r.obj.Check != first.obj.Check || r.obj.Bridge != first.obj.Bridge {
+			first.obj.Fault = ambiguous(first.obj.ID, len(records))
+			return first, nil
+		}
+		first.obj.Usable = first.obj.Usable && r.obj.Usable
+		twins = append(twins, r.handle)
+	}
+	return first, twins
+}
+
+func ambiguous(id hierarchy.ObjectID, n int) error {
+	return fmt.Errorf("%w: %d key objects under %s", hsm.ErrAmbiguous, n, id)
+}
+
+// replace takes a whole listing in. It returns the session copies whose originals are gone.
+func (x *index) replace(listing []record, now time.Time) (orphans []pkcs11.ObjectHandle) {
+	groups := map[hierarchy.ObjectID][]record{}
+	records := make(map[pkcs11.ObjectHandle]record, len(listing))
+	for _, r := range listing {
+		records[r.handle] = r
+		if len(r.obj.RawID) == len(r.obj.ID) {
+			groups[r.obj.ID] = append(groups[r.obj.ID], r)
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.records = records
+	for id, e := range x.byID {
+		if _, still := groups[id]; !still {
+			orphans = x.drop(e, orphans)
+		}
+	}
+	for id, g := range groups {
+		orphans = append(orphans, x.put(id, g, now)...)
+	}
+	return orphans
+}
+
+// put takes in what answers to one ID. The caller holds mu.
+func (x *index) put(id hierarchy.ObjectID, g []record, now time.Time) (orphans []pkcs11.ObjectHandle) {
+	delete(x.absent, id)
+	first, twins := group(g)
+	e := x.byID[id]
+	if e != nil && (e.obj.Check != first.obj.Check || !slices.ContainsFunc(g, func(r record) bool { return r.handle == e.handle })) {
+		orphans = x.drop(e, nil)
+		e = nil
+	}
+	if e == nil {
+		e = &entry{id: id, handle: first.handle}
+		x.byID[id] = e
+	}
+	if len(twins) > 0 && !slices.Equal(twins, e.twins) || first.obj.Fault != nil {
+		e.tested = false
+	}
+	e.handle, e.twins, e.obj, e.hasCheck, e.checked = first.handle, twins, first.obj, first.hasCheck, now
+	e.stale = false
+	return orphans
+}
+
+// drop forgets an entry. The caller holds mu.
+func (x *index) drop(e *entry, orphans []pkcs11.ObjectHandle) []pkcs11.ObjectHandle {
+	if x.byID[e.id] == e {
+		delete(x.byID, e.id)
+	}
+	delete(x.records, e.handle)
+	for _, h := range e.twins {
+		delete(x.records, h)
+	}
+	if e.copy != 0 {
+		orphans = append(orphans, e.copy)
+		e.copy = 0
+	}
+	return orphans
+}
+
+// miss notes that IDs were looked for and are not there.
+func (x *index) miss(ids []hierarchy.ObjectID, now time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.absent)+len(ids) > absentLimit {
+		clear(x.absent)
+	}
+	for _, id := range ids {
+		if x.byID[id] == nil {
+			x.absent[id] = now
+		}
+	}
+}

@@ -1,0 +1,367 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
+)
+
+// manage is the goroutine that finds and changes objects: one at a time, in this token and in
+// all tokens of the module.
+func (t *Token) manage(s *slot) {
+	defer s.close()
+	for {
+		select {
+		case job := <-t.manager:
+			t.m.changes.Lock()
+			job(s)
+			t.m.changes.Unlock()
+		case <-t.dead:
+			return
+		}
+	}
+}
+
+// change runs a job on the manager's goroutine and waits for it until ctx ends. A job that
+// runs by then is not interrupted: what it changed stays changed, and is found by a retry. A
+// job whose session was lost is run again, once, so every job can be run again.
+func change[T any](ctx context.Context, t *Token, job func(*slot) (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	var none T
+	answer := make(chan result, 1)
+	run := func(s *slot) {
+		if ctx.Err() != nil {
+			return
+		}
+		value, err := job(s)
+		if t.judge(s, err) {
+			value, err = job(s)
+			t.judge(s, err)
+		}
+		answer <- result{value, err}
+	}
+	select {
+	case t.manager <- run:
+	case <-ctx.Done():
+		return none, fmt.Errorf("%w: %w", hsm.ErrDeadline, context.Cause(ctx))
+	case <-t.dead:
+		return none, t.gone()
+	}
+	select {
+	case r := <-answer:
+		return r.value, r.err
+	case <-ctx.Done():
+		return none, fmt.Errorf("%w: %w", hsm.ErrDeadline, context.Cause(ctx))
+	}
+}
+
+// judge looks at how a job ended: a session that is lost is replaced, and a module that is
+// lost ends the token. It tells whether the job should be tried again.
+func (t *Token) judge(s *slot, err error) (again bool) {
+	var code pkcs11.Error
+	if !errors.As(err, &code) {
+		return false
+	}
+	switch {
+	case moduleLost(code):
+		t.fail(err)
+	case sessionLost(code):
+		if err := s.reopen(); err != nil {
+			t.fail(err)
+			return false
+		}
+		return true
+	}
+	return false
+}
+
+// list reads the token's key objects: all of them again, or only those that are new.
+func (t *Token) list(s *slot, again bool) ([]record, error) {
+	handles, err := t.m.search(s.session, searchTemplate())
+	if err != nil {
+		return nil, err
+	}
+	listing := make([]record, 0, len(handles))
+	for _, h := range handles {
+		if !again {
+			t.index.mu.RLock()
+			r, known := t.index.records[h]
+			t.index.mu.RUnlock()
+			if known {
+				listing = append(listing, r)
+				continue
+			}
+		}
+		r, err := t.readChecked(s, h)
+		if errors.Is(err, hsm.ErrKeyNotFound) {
+			continue // destroyed meanwhile, by another process
+		}
+		if err != nil {
+			return nil, err
+		}
+		listing = append(listing, r)
+	}
+	return listing, nil
+}
+
+// readChecked reads an object, and computes the check value where the token gives none.
+func (t *Token) readChecked(s *slot, h pkcs11.ObjectHandle) (record, error) {
+	r, err := t.m.read(s.session, h)
+	if err == nil && !r.hasCheck && r.obj.Fault == nil && r.obj.Usable {
+		r.obj.Check, err = s.checkValue(h)
+	}
+	return r, err
+}
+
+// find reads what answers to an ID.
+func (t *Token) find(s *slot, id hierarchy.ObjectID) ([]record, error) {
+	handles, err := t.m.search(s.session, searchByID(id))
+	if err != nil {
+		return nil, err
+	}
+	var found []record
+	for _, h := range handles {
+		r, err := t.readChecked(s, h)
+		if errors.Is(err, hsm.ErrKeyNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, r)
+	}
+	return found, nil
+}
+
+// List is [hsm.Manager]'s. It leaves out the canary.
+func (t *Token) List(ctx context.Context) ([]hsm.Object, error) {
+	return change(ctx, t, func(s *slot) ([]hsm.Object, error) {
+		listing, err := t.list(s, true)
+		if err != nil {
+			return nil, err
+		}
+		t.copies.orphan(t.index.replace(listing, time.Now()))
+
+		t.index.mu.RLock()
+		defer t.index.mu.RUnlock()
+		objects := make([]hsm.Object, 0, len(listing))
+		for _, r := range listing {
+			e := t.index.byID[r.obj.ID]
+			switch {
+			case e != nil && e.id == canaryID:
+				continue
+			case e != nil && e.obj.Fault != nil:
+				if r.obj.Fault == nil {
+					r.obj.Fault = e.obj.Fault
+				}
+			case e != nil && e.handle != r.handle:
+				continue // another handle of the same key
+			}
+			objects = append(objects, r.obj)
+		}
+		return objects, nil
+	})
+}
+
+// Generate is [hsm.Manager]'s.
+func (t *Token) Generate(ctx context.Context, id hierarchy.ObjectID, label string) (hsm.Object, error) {
+	return change(ctx, t, func(s *slot) (hsm.Object, error) {
+		r, err := t.generate(ctx, s, id, label)
+		return r.obj, err
+	})
+}
+
+func (t *Token) generate(ctx context.Context, s *slot, id hierarchy.ObjectID, label string) (record, error) {
+	found, err := t.clearedOfHalfMade(s, id)
+	if err != nil {
+		return record{}, err
+	}
+	if len(found) == 0 {
+		mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
+		h, err := t.m.ctx.GenerateKey(s.session, mechanism, kekTemplate(id, label))
+		if err != nil {
+			return record{}, failure("generate a key", err)
+		}
+		r, err := t.readChecked(s, h)
+		if err != nil {
+			return record{}, err
+		}
+		found = []record{r}
+	}
+	if found[0].obj.Bridge && found[0].obj.Fault == nil {
+		found[0].obj.Fault = fmt.Errorf("%w: CKA_LOCAL is 0: it was not generated in the token", hsm.ErrKeyRefused)
+	}
+	return t.admit(ctx, s, id, found)
+}
+
+// admit tests what answers to an ID, makes it durable and takes it into the index.
+func (t *Token) admit(ctx context.Context, s *slot, id hierarchy.ObjectID, found []record) (record, error) {
+	first, twins := group(found)
+	switch {
+	case first.obj.Fault != nil:
+		return record{}, first.obj.Fault
+	case !first.obj.Usable:
+		return record{}, fmt.Errorf("%w: %s", hsm.ErrKeyLatched, id)
+	}
+	if err := s.test(first.handle, first.obj, twins...); err != nil {
+		return record{}, err
+	}
+	if err := t.durable(ctx); err != nil {
+		return record{}, err
+	}
+	t.take(id, found, true)
+	return first, nil
+}
+
+// take puts what answers to an ID into the index.
+func (t *Token) take(id hierarchy.ObjectID, found []record, tested bool) {
+	t.index.mu.Lock()
+	for _, r := range found {
+		t.index.records[r.handle] = r
+	}
+	orphans := t.index.put(id, found, time.Now())
+	if tested {
+		t.index.byID[id].tested = true
+	}
+	t.index.mu.Unlock()
+	t.copies.orphan(orphans)
+}
+
+// clearedOfHalfMade gives what answers to an ID, after destroying what a crash left there:
+// that never held a key, so nothing was ever sealed with it.
+func (t *Token) clearedOfHalfMade(s *slot, id hierarchy.ObjectID) ([]record, error) {
+	found, err := t.find(s, id)
+	if err != nil {
+		return nil, err
+	}
+	whole := found[:0]
+	for _, r := range found {
+		if !r.halfMade() {
+			whole = append(whole, r)
+			continue
+		}
+		if err := t.m.ctx.DestroyObject(s.session, r.handle); err != nil {
+			return nil, failure("destroy a half-made key", err)
+		}
+	}
+	return whole, nil
+}
+
+func (t *Token) durable(ctx context.Context) error {
+	if t.cfg.Durable == nil {
+		return nil
+	}
+	if err := t.cfg.Durable(ctx); err != nil {
+		return fmt.Errorf("%w: the change is not known to be on disk: %w", hsm.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// SetUsable is [hsm.Manager]'s.
+func (t *Token) SetUsable(ctx context.Context, id hierarchy.ObjectID, usable bool) error {
+	_, err := change(ctx, t, func(s *slot) (struct{}, error) { return struct{}{}, t.setUsable(ctx, s, id, usable) })
+	return err
+}
+
+func (t *Token) setUsable(ctx context.Context, s *slot, id hierarchy.ObjectID, usable bool) error {
+	found, err := t.find(s, id)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("%w: %s", hsm.ErrKeyNotFound, id)
+	}
+	if first, _ := group(found); usable && first.obj.Fault != nil {
+		return first.obj.Fault
+	}
+	changed, err := t.latch(s, id, found, usable)
+	if err != nil || !changed {
+		return err
+	}
+	return t.durable(ctx)
+}
+
+// latch destroys the copies and changes the objects, while nothing uses a handle.
+func (t *Token) latch(s *slot, id hierarchy.ObjectID, found []record, usable bool) (changed bool, err error) {
+	t.use.Lock()
+	defer t.use.Unlock()
+	if err := t.copies.forget(t, []hierarchy.ObjectID{id}); err != nil {
+		return false, err
+	}
+	for i, r := range found {
+		if r.obj.Usable == usable && !r.halfLatched {
+			continue
+		}
+		if err := t.m.ctx.SetAttributeValue(s.session, r.handle, latchTemplate(usable)); err != nil {
+			return changed, failure("set the latch", err)
+		}
+		changed = true
+		if found[i], err = t.readChecked(s, r.handle); err != nil {
+			return changed, err
+		}
+		if found[i].obj.Usable != usable || found[i].halfLatched {
+			return changed, fmt.Errorf("%w: the token took the latch and did not change it", hsm.ErrUnsupported)
+		}
+	}
+	t.take(id, found, false)
+	return changed, nil
+}
+
+// Destroy is [hsm.Manager]'s.
+func (t *Token) Destroy(ctx context.Context, id hierarchy.ObjectID) error {
+	_, err := change(ctx, t, func(s *slot) (struct{}, error) { return struct{}{}, t.destroy(ctx, s, id) })
+	return err
+}
+
+func (t *Token) destroy(ctx context.Context, s *slot, id hierarchy.ObjectID) error {
+	if id == canaryID {
+		return fmt.Errorf("%w: that is the canary", hsm.ErrInvalidInput)
+	}
+	there, err := t.shred(s, id)
+	if err != nil || !there {
+		return err
+	}
+	return t.durable(ctx)
+}
+
+// shred destroys the copies and the objects, while nothing uses a handle.
+func (t *Token) shred(s *slot, id hierarchy.ObjectID) (there bool, err error) {
+	t.use.Lock()
+	defer t.use.Unlock()
+	if err := t.copies.forget(t, []hierarchy.ObjectID{id}); err != nil {
+		return false, err
+	}
+	handles, err := t.m.search(s.session, searchByID(id))
+	if err != nil {
+		return false, err
+	}
+	for _, h := range handles {
+		err := t.m.ctx.DestroyObject(s.session, h)
+		var code pkcs11.Error
+		if err != nil && !(errors.As(err, &code) && code == pkcs11.CKR_OBJECT_HANDLE_INVALID) {
+			return true, failure("destroy a key", err)
+		}
+	}
+	left, err := t.m.search(s.session, searchByID(id))
+	if err != nil {
+		return true, err
+	}
+	if len(left) > 0 {
+		return true, fmt.Errorf("%w: %s is still there after it was destroyed", hsm.ErrUnavailable, id)
+	}
+	t.index.mu.Lock()
+	if e := t.index.byID[id]; e != nil {
+		t.index.drop(e, nil)
+	}
+	t.index.mu.Unlock()
+	return len(handles) > 0, nil
+}

@@ -1,0 +1,286 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
+)
+
+// Config says how a token is driven. The zero value of each number is a default that suits the
+// token: see [Selected.Profile].
+type Config struct {
+	// PIN logs in. It is not needed, and not looked at, where package identity has logged in
+	// already in this process. Its owner wipes it after Open.
+	PIN PIN
+
+	// Manager is set in the one process that changes objects: it makes the canary if the
+	// token has none yet.
+	Manager bool
+
+	// Slots is how many sessions serve, each on its own thread.
+	Slots int
+
+	// Copies is how many hot keys are copied into the session at most; less than 0: none.
+	Copies int
+
+	// Durable is called after objects were changed and before the change is reported, so that
+	// what is reported is on disk. Nil for tokens that see to it themselves.
+	Durable func(context.Context) error
+}
+
+// Profile gives the numbers that suit a token. SoftHSM has one lock for the whole process:
+// more than one thread makes it slower (GCM decrypt of 32 bytes on 1, 2, 4 threads: 76, 52,
+// 60 thousand a second). A network HSM waits for its network.
+func (s Selected) Profile() (slots, copies int) {
+	if s.Manufacturer == "SoftHSM project" && s.Model == "SoftHSM v2" {
+		return 1, 1024
+	}
+	return 8, 1024
+}
+
+// A Token is an open token. It is a [hsm.Token], [hsm.Manager] and [hsm.Agreer].
+type Token struct {
+	cfg    Config
+	m      *module
+	slotID uint
+
+	queue  *queue
+	index  *index
+	canary record
+
+	// use is held for reading while handles are used, and for writing while objects and
+	// copies are destroyed or latched.
+	use    sync.RWMutex
+	copies copies
+
+	manager chan func(*slot) // to the goroutine that finds and changes objects
+	search  search
+	can     capabilities
+	kdfs    atomic.Pointer[[]hsm.KDF] // nil until tried
+
+	dead    chan struct{} // closed when nothing is served any more
+	failed  chan error
+	failure atomic.Pointer[error]
+	ending  sync.Once
+	running sync.WaitGroup // the slots and the manager
+}
+
+var (
+	_ hsm.Token   = (*Token)(nil)
+	_ hsm.Manager = (*Token)(nil)
+	_ hsm.Agreer  = (*Token)(nil)
+)
+
+// Open opens the token, logs in if nobody in this process has, lists the key objects and
+// judges their attributes. It tries the PIN once.
+func Open(ctx context.Context, selected Selected, cfg Config) (*Token, error) {
+	slots, copies := selected.Profile()
+	if cfg.Slots <= 0 {
+		cfg.Slots = slots
+	}
+	if cfg.Copies == 0 {
+		cfg.Copies = copies
+	}
+	m, err := acquire(selected.Module)
+	if err != nil {
+		return nil, err
+	}
+	t := &Token{
+		cfg: cfg, m: m, queue: newQueue(), index: newIndex(),
+		manager: make(chan func(*slot)),
+		dead:    make(chan struct{}), failed: make(chan error, 1),
+	}
+	if err := t.start(ctx, selected); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		return nil, errors.Join(err, t.Close(ctx))
+	}
+	return t, nil
+}
+
+func (t *Token) start(ctx context.Context, selected Selected) error {
+	slotID, info, err := t.m.find(URI{Token: selected.Label, Serial: selected.Serial})
+	if err != nil {
+		return err
+	}
+	t.slotID = slotID
+	manager, err := t.newSlot(pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return err
+	}
+	t.running.Go(func() { t.manage(manager) })
+	if err := t.logIn(manager.session, info); err != nil {
+		return err
+	}
+	if _, err := change(ctx, t, func(s *slot) (struct{}, error) { return struct{}{}, t.load(ctx, s) }); err != nil {
+		return err
+	}
+	for range t.cfg.Slots {
+		// Read-only: what serves cannot change an object on the token.
+		s, err := t.newSlot(0)
+		if err != nil {
+			return err
+		}
+		t.running.Go(s.loop)
+	}
+	return nil
+}
+
+// logIn logs in, once, unless somebody in this process has.
+func (t *Token) logIn(session pkcs11.SessionHandle, info pkcs11.TokenInfo) error {
+	state, err := t.m.ctx.GetSessionInfo(session)
+	if err != nil {
+		return failure("look at a session", err)
+	}
+	if state.State == pkcs11.CKS_RW_USER_FUNCTIONS {
+		return nil
+	}
+	if len(t.cfg.PIN.b) == 0 {
+		return fmt.Errorf("%w: nobody in this process has logged in to token %q", hsm.ErrPINMissing, info.Label)
+	}
+	if err := mayLogIn(info); err != nil {
+		return err
+	}
+	if err := t.m.ctx.Login(session, pkcs11.CKU_USER, string(t.cfg.PIN.b)); err != nil {
+		return failure("log in to token "+info.Label, err)
+	}
+	return nil
+}
+
+// load fills the index, finds or makes the canary, and tries what the token can do.
+func (t *Token) load(ctx context.Context, s *slot) error {
+	listing, err := t.list(s, true)
+	if err != nil {
+		return err
+	}
+	t.index.replace(listing, time.Now())
+	for _, r := range listing {
+		if r.obj.ID == canaryID && r.obj.Fault == nil && r.obj.Usable && r.hasCheck {
+			t.canary = r
+			break
+		}
+	}
+	if t.canary.handle == 0 {
+		if !t.cfg.Manager {
+			return fmt.Errorf("%w: the token has no canary yet: its manager has to open it first", hsm.ErrKeyNotFound)
+		}
+		if t.canary, err = t.generate(ctx, s, canaryID, canaryLabel); err != nil {
+			return fmt.Errorf("make the canary: %w", err)
+		}
+	}
+	t.can, err = s.tryCapabilities()
+	return err
+}
+
+// Failed gives the error, once, after which this process cannot serve the token any more. Its
+// owner ends or replaces the process; there is no way back inside of it.
+func (t *Token) Failed() <-chan error { return t.failed }
+
+// fail ends the token for everybody.
+func (t *Token) fail(err error) {
+	t.failure.CompareAndSwap(nil, &err)
+	t.ending.Do(func() {
+		t.failed <- *t.failure.Load()
+		close(t.failed)
+		close(t.dead)
+	})
+}
+
+// gone is what callers get once the token has failed or was closed.
+func (t *Token) gone() error {
+	if err := t.failure.Load(); err != nil {
+		return *err
+	}
+	return fmt.Errorf("%w: it was closed", hsm.ErrUnavailable)
+}
+
+// Close ends the slots, and with them their sessions and the session copies. It waits for
+// calls into the module until ctx ends; if one still hangs then, the module is left as it is,
+// since to finalise it would be a crash.
+func (t *Token) Close(ctx context.Context) error {
+	t.ending.Do(func() {
+		close(t.failed)
+		close(t.dead)
+	})
+	t.queue.close()
+	ended := make(chan struct{})
+	go func() { t.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		t.copies.close(t)
+		return t.m.release(false)
+	case <-ctx.Done():
+		_ = t.m.release(true)
+		return fmt.Errorf("%w: a call into the module has not returned", hsm.ErrDeadline)
+	}
+}
+
+// Do is [hsm.Token]'s. Each slot takes up to 64 operations of all callers at a time, so that a
+// batch holds nobody up for longer than that.
+func (t *Token) Do(ctx context.Context, ops []hsm.Operation) {
+	n := 0
+	for i := range ops {
+		op := &ops[i]
+		op.Revealed, op.Sealed = nil, nil
+		if op.Err = op.Validate(); op.Err == nil {
+			n++
+		}
+	}
+	if n == 0 {
+		return
+	}
+	c := newCall(ops, n)
+	if !t.queue.push(c, ops, n) {
+		c.abandon(fmt.Errorf("%w: %d operations are waiting for it", hsm.ErrUnavailable, queueLimit))
+		return
+	}
+	select {
+	case <-c.done:
+		c.recycle()
+	case <-ctx.Done():
+		c.abandon(fmt.Errorf("%w: %w", hsm.ErrDeadline, context.Cause(ctx)))
+	case <-t.dead:
+		c.abandon(t.gone())
+	}
+}
+
+// Healthy is [hsm.Token]'s: one encryption with the canary.
+func (t *Token) Healthy(ctx context.Context) error {
+	answer := make(chan error, 1)
+	t.queue.do(func(s *slot) {
+		err := s.canary()
+		if err != nil {
+			t.fail(err)
+		}
+		answer <- err
+	})
+	select {
+	case err := <-answer:
+		return err
+	case <-t.dead:
+		return t.gone()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w: %w", hsm.ErrUnavailable, hsm.ErrDeadline, context.Cause(ctx))
+	}
+}
+
+// Forget is [hsm.Token]'s.
+func (t *Token) Forget(ctx context.Context, keys []hierarchy.ObjectID) error {
+	_, err := change(ctx, t, func(s *slot) (struct{}, error) {
+		t.use.Lock()
+		defer t.use.Unlock()
+		return struct{}{}, t.copies.forget(t, keys)
+	})
+	return err
+}
+
+// pause waits between tries: 1, 2, 4, 8 ms.
+func pause(try int) { time.Sleep(time.Millisecond << try) }

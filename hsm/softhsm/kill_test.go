@@ -1,0 +1,338 @@
+package softhsm_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kekd/kekd/hsm/softhsm"
+)
+
+// kills is how often each kind of change is killed.
+func kills() int {
+	if os.Getenv("KEKD_NIGHTLY") == "1" {
+		return 300
+	}
+	return 20
+}
+
+// rng seeds what is random; the seed is printed, and SOFTHSM_SEED replays it as far as the
+// scheduler allows.
+func rng(t *testing.T) *rand.Rand {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("SOFTHSM_SEED"); s != "" {
+		if _, err := fmt.Sscan(s, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("SOFTHSM_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+type key struct {
+	check  string
+	usable bool
+}
+
+// model is what was acknowledged, and what was under way and may or may not have happened.
+type model struct {
+	keys  map[string]key
+	pairs map[string]bool
+	open  []string // the command
+	hits  int      // how often something was under way
+	fails int      // how often a command failed without a kill
+}
+
+func newModel() *model { return &model{keys: map[string]key{}, pairs: map[string]bool{}} }
+
+// learn takes the answers of a driver that was killed, or not.
+func (m *model) learn(answers []string) {
+	var begun string
+	for _, a := range answers {
+		verdict, command, _ := strings.Cut(a, " ")
+		switch verdict {
+		case "begin":
+			begun = command
+		case "error":
+			m.fails++
+			m.open = append(m.open, begun)
+			begun = ""
+		case "ok":
+			begun = ""
+			switch f := strings.Fields(command); f[0] {
+			case "mint":
+				m.keys[f[1]] = key{f[2], true}
+			case "latch":
+				k := m.keys[f[1]]
+				k.usable = f[2] == "true"
+				m.keys[f[1]] = k
+			case "destroy":
+				delete(m.keys, f[1])
+			case "pair":
+				m.pairs[f[1]] = true
+			}
+		}
+	}
+	if begun != "" {
+		m.hits++
+		m.open = append(m.open, begun)
+	}
+}
+
+// listed is one object as the driver lists it.
+type listed struct {
+	Class         uint
+	ID, Check     string
+	Local, Usable bool
+	Works         bool
+}
+
+const (
+	publicKey  = 2
+	privateKey = 3
+	secretKeys = 4
+)
+
+// verify compares the token with what was acknowledged, and settles what was open. It returns
+// what is wrong.
+func (m *model) verify(answer string) (wrong []string) {
+	_, text, _ := strings.Cut(answer, "ok list ")
+	var objects []listed
+	if err := json.Unmarshal([]byte(text), &objects); err != nil {
+		return []string{fmt.Sprintf("no list: %v: %q", err, answer)}
+	}
+	uncertain := map[string]string{} // ID to command
+	for _, c := range m.open {
+		if f := strings.Fields(c); len(f) > 1 {
+			uncertain[f[1]] = f[0]
+		}
+	}
+	m.open = nil
+
+	secret, halves := map[string]listed{}, map[uint][]string{}
+	for _, o := range objects {
+		if !o.Local {
+			wrong = append(wrong, fmt.Sprintf("half-made: %+v", o))
+		}
+		if o.Class != secretKeys {
+			halves[o.Class] = append(halves[o.Class], o.ID)
+			continue
+		}
+		if _, twice := secret[o.ID]; twice || o.Check == "" || o.Usable && !o.Works {
+			wrong = append(wrong, fmt.Sprintf("half-made, or there twice: %+v", o))
+		}
+		secret[o.ID] = o
+	}
+	for id, k := range m.keys {
+		o, there := secret[id]
+		switch {
+		case !there && uncertain[id] != "destroy":
+			wrong = append(wrong, "lost: key "+id)
+		case there && o.Check != k.check:
+			wrong = append(wrong, "another key under the name of "+id)
+		case there && o.Usable != k.usable && uncertain[id] != "latch":
+			wrong = append(wrong, fmt.Sprintf("latch of %s is %v", id, o.Usable))
+		}
+	}
+	for id := range secret {
+		if _, known := m.keys[id]; !known && uncertain[id] != "mint" {
+			wrong = append(wrong, "came back, or from nowhere: key "+id)
+		}
+	}
+	slices.Sort(halves[publicKey])
+	slices.Sort(halves[privateKey])
+	if !slices.Equal(halves[publicKey], halves[privateKey]) {
+		wrong = append(wrong, fmt.Sprintf("half a pair: public %v, private %v", halves[publicKey], halves[privateKey]))
+	}
+	for id := range m.pairs {
+		if !slices.Contains(halves[privateKey], id) {
+			wrong = append(wrong, "lost: pair "+id)
+		}
+	}
+	// What was uncertain is now seen.
+	m.keys = map[string]key{}
+	for id, o := range secret {
+		m.keys[id] = key{o.Check, o.Usable}
+	}
+	m.pairs = map[string]bool{}
+	for _, id := range halves[privateKey] {
+		m.pairs[id] = true
+	}
+	return wrong
+}
+
+// victim is a kind of change to be killed in.
+type victim struct {
+	name string
+	// commands of round n, the last of them begin with name; and how long one of them takes.
+	commands func(n int, m *model) []string
+	takes    time.Duration
+}
+
+func repeat(count int, f func(i int) string) (commands []string) {
+	for i := range count {
+		commands = append(commands, f(i))
+	}
+	return commands
+}
+
+var victims = []victim{
+	{"relogin", func(int, *model) []string {
+		return repeat(5, func(int) string { return "relogin 20" })
+	}, 200 * time.Millisecond},
+	{"latch", func(n int, m *model) []string {
+		return append([]string{fmt.Sprintf("mint l%d", n)}, repeat(5, func(i int) string {
+			return fmt.Sprintf("latch l%d %v 20", n, i%2 == 0)
+		})...)
+	}, 50 * time.Millisecond},
+	{"mint", func(n int, m *model) []string {
+		return repeat(5, func(i int) string { return fmt.Sprintf("mint m%d-%d", n, i) })
+	}, 8 * time.Millisecond},
+	{"pair", func(n int, m *model) []string {
+		return repeat(3, func(i int) string { return fmt.Sprintf("pair p%d-%d", n, i) })
+	}, 12 * time.Millisecond},
+	{"destroy", func(n int, m *model) []string {
+		return append(
+			repeat(3, func(i int) string { return fmt.Sprintf("mint d%d-%d", n, i) }),
+			repeat(3, func(i int) string { return fmt.Sprintf("destroy d%d-%d", n, i) })...)
+	}, 2 * time.Millisecond},
+}
+
+// round kills a driver in a random change of its kind, at a random moment of it.
+func (v victim) round(t *testing.T, r *rand.Rand, binary func() (string, error), env []string, dir string, n int, m *model) {
+	p := start(t, binary, dir, env)
+	commands := v.commands(n, m)
+	p.send(append([]string{"open"}, with(commands...)...)...)
+	var targets []string
+	for _, c := range commands {
+		if strings.HasPrefix(c, v.name) {
+			targets = append(targets, c)
+		}
+	}
+	// The first target of that name may be one of equals: count them.
+	nth := r.IntN(len(targets))
+	var answers []string
+	for seen := 0; seen <= nth; seen++ {
+		got := p.until("begin " + v.name)
+		answers = append(answers, got...)
+	}
+	time.Sleep(time.Duration(r.Int64N(int64(v.takes))))
+	m.learn(append(answers, p.kill()...))
+}
+
+// survey repairs and looks, as the next start would.
+func survey(t *testing.T, d *softhsm.Dir, dir string, m *model) []string {
+	if _, err := d.Repair(soon(t)); err != nil {
+		return []string{err.Error()}
+	}
+	p := start(t, driverBinary, dir, nil)
+	p.send(append([]string{"open"}, with("list")...)...)
+	answers := p.finish()
+	for _, a := range answers {
+		if strings.HasPrefix(a, "error") {
+			return []string{a}
+		}
+	}
+	return m.verify(answers[len(answers)-1])
+}
+
+func TestKill(t *testing.T) {
+	for _, v := range victims {
+		t.Run(v.name, func(t *testing.T) {
+			r := rng(t)
+			d, path := newToken(t)
+			m := newModel()
+			for n := range kills() {
+				v.round(t, r, driverBinary, nil, path, n, m)
+				if wrong := survey(t, d, path, m); wrong != nil {
+					t.Fatalf("after kill %d: %q", n+1, wrong)
+				}
+			}
+			if m.fails > 0 {
+				t.Errorf("%d commands failed by themselves", m.fails)
+			}
+			t.Logf("%d of %d kills in the middle of a change", m.hits, kills())
+			if m.hits < kills()/3 {
+				t.Errorf("only %d of %d kills hit a change: the test shows little", m.hits, kills())
+			}
+		})
+	}
+}
+
+// Two processes use the directory; they are killed in turns, while the other goes on. Nobody can
+// repair alone: whoever comes next puts right what the dead one left.
+func TestKillOneOfTwo(t *testing.T) {
+	r := rng(t)
+	d, path := newToken(t)
+	m := newModel()
+	begin := func(who string, n int) *process {
+		p := start(t, driverBinary, path, nil)
+		id := func(i int) string { return fmt.Sprintf("%s%d-%d", who, n, i) }
+		commands := with()
+		for i := range 40 {
+			commands = append(commands, "mint "+id(i), "relogin 1", fmt.Sprintf("latch %s false 1", id(i)))
+			if i%3 == 2 {
+				commands = append(commands, "destroy "+id(i-1), "pair "+id(i))
+			}
+		}
+		p.send(append([]string{"open"}, commands...)...)
+		return p
+	}
+	running := map[string]*process{"a": begin("a", 0), "b": begin("b", 0)}
+	seen := map[string][]string{}
+	rounds := kills() / 2
+	for n := range rounds {
+		for _, who := range []string{"a", "b"} {
+			seen[who] = running[who].until("ok mint")
+			time.Sleep(time.Duration(r.Int64N(int64(60 * time.Millisecond))))
+			m.learn(append(seen[who], running[who].kill()...))
+			running[who] = begin(who, n+1)
+		}
+	}
+	for _, who := range []string{"a", "b"} {
+		m.learn(running[who].kill())
+	}
+	acknowledged := len(m.keys)
+	if wrong := survey(t, d, path, m); wrong != nil {
+		t.Errorf("%q", wrong)
+	}
+	t.Logf("%d kills, %d in the middle of a change; %d keys acknowledged, %d commands failed by themselves",
+		2*rounds+2, m.hits, acknowledged, m.fails)
+	if m.fails > acknowledged/4 || acknowledged < rounds {
+		t.Errorf("%d commands failed, %d keys were acknowledged", m.fails, acknowledged)
+	}
+}
+
+// Without the copies, the same kills lose a token or a key.
+func TestKillFindsMissingShadow(t *testing.T) {
+	if os.Getenv("KEKD_NIGHTLY") != "1" {
+		t.Skip("nightly: KEKD_NIGHTLY=1; the order of system calls shows it in every run")
+	}
+	r := rng(t)
+	lost := map[string]int{}
+	for _, v := range victims[:2] { // a login, a latch
+		for n := range kills() {
+			d, path := newToken(t)
+			m := newModel()
+			v.round(t, r, mutantBinary, []string{"SOFTHSM_MUTANT=copy"}, path, n, m)
+			if err := os.RemoveAll(path + "/shadow"); err != nil { // what newToken had copied
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(path+"/shadow", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if wrong := survey(t, d, path, m); wrong != nil {
+				lost[v.name]++
+			}
+		}
+		t.Logf("%s: %d of %d kills lost something", v.name, lost[v.name], kills())
+		if lost[v.name] == 0 {
+			t.Errorf("%d kills in %s without a shadow lost nothing: the test finds no fault", kills(), v.name)
+		}
+	}
+}

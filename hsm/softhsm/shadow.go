@@ -1,0 +1,309 @@
+package softhsm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+var (
+	noTime time.Time
+	// never is the time of a copy whose time says nothing.
+	never = time.Unix(0, 0)
+)
+
+// A copy bears the modification time of what it is a copy of, so that one look at both tells
+// whether they are the same. Clocks of file systems tick every 4 ms or so: a file that was changed
+// so shortly before it was copied may change again and show the same time. Its copy bears none
+// until it has been compared once more.
+const tick = 20 * time.Millisecond
+
+// pass is one round of looking at files and putting them right, with the change lock held. After
+// it, finish makes the names durable.
+type pass struct {
+	dir      *Dir
+	destroys bool            // what is missing was destroyed on purpose
+	dirty    map[string]step // directories whose names changed
+	report   Report
+}
+
+func newPass(d *Dir) *pass {
+	return &pass{dir: d, dirty: map[string]step{}}
+}
+
+// settle undoes a change that was to be kept whole and was interrupted, then looks at the files.
+func (p *pass) settle(c changes) error {
+	undone, err := p.rollback()
+	if err != nil {
+		return err
+	}
+	c.all = c.all || undone
+	return p.lookAt(c)
+}
+
+// lookAt looks at what changed. One file that cannot be put right does not keep the others from it.
+func (p *pass) lookAt(c changes) error {
+	if c.all {
+		return p.lookAtAll()
+	}
+	var errs []error
+	for r := range c.named {
+		errs = append(errs, p.look(r))
+	}
+	return errors.Join(errs...)
+}
+
+// lookAtAll looks at every file that differs from its copy at a glance.
+func (p *pass) lookAtAll() error {
+	tokens, err := subdirs(p.dir.join(tokensName))
+	if err != nil {
+		return err
+	}
+	shadowed, err := subdirs(p.dir.join(shadowName))
+	if err != nil {
+		return err
+	}
+	tokens = append(tokens, shadowed...)
+	slices.Sort(tokens)
+	var errs []error
+	for _, t := range slices.Compact(tokens) {
+		errs = append(errs, p.lookAtToken(t))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *pass) lookAtToken(token string) error {
+	names := map[string]bool{tokenObject: true}
+	for _, dir := range []string{tokensName, shadowName} {
+		list, err := files(p.dir.join(dir, token))
+		if err != nil {
+			return err
+		}
+		for _, n := range list {
+			switch {
+			case isObject(n):
+				names[n] = true
+			case dir == shadowName && strings.HasSuffix(n, tmpSuffix):
+				// Never finished: the file that it was to be a copy of still is as it was.
+				if err := os.Remove(p.dir.shadowFile(ref{token, n})); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	var errs []error
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		r := ref{token, n}
+		if !p.seemsCopied(r) {
+			errs = append(errs, p.look(r))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// seemsCopied compares sizes and times.
+func (p *pass) seemsCopied(r ref) bool {
+	file, err := os.Lstat(p.dir.objectFile(r))
+	if err != nil {
+		return false
+	}
+	shadow, err := os.Lstat(p.dir.shadowFile(r))
+	return err == nil && file.Size() == shadow.Size() && file.ModTime().Equal(shadow.ModTime())
+}
+
+// content is what is found under a name.
+type content struct {
+	data  []byte
+	mtime time.Time
+	gone  bool  // nothing is there
+	torn  error // why it is not whole
+}
+
+func (c content) whole() bool { return !c.gone && c.torn == nil }
+
+// read reads a file of the token, or its copy. An error is one of the system: it says nothing
+// about the file.
+//
+// Closing a descriptor drops the fcntl locks that SoftHSM, in this process, may have on the file.
+// They guard against writers, and the change lock keeps all of those away.
+func read(path string, r ref) (content, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return content{gone: true}, nil
+	}
+	if err != nil {
+		return content{}, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return content{}, err
+	}
+	c := content{mtime: st.ModTime()}
+	if c.data, err = io.ReadAll(f); err != nil {
+		return content{}, err
+	}
+	if r.name == tokenObject {
+		c.torn = checkToken(c.data)
+	} else {
+		c.torn = checkObject(c.data)
+	}
+	return c, nil
+}
+
+// look compares a file with its copy and puts right whichever is behind.
+func (p *pass) look(r ref) error {
+	file, err := read(p.dir.objectFile(r), r)
+	if err != nil {
+		return err
+	}
+	defer clear(file.data)
+	shadow, err := read(p.dir.shadowFile(r), r)
+	if err != nil {
+		return err
+	}
+	defer clear(shadow.data)
+
+	switch {
+	case file.whole() && shadow.whole() && bytes.Equal(file.data, shadow.data):
+		return p.stamp(r, file, shadow)
+	case file.whole():
+		return p.copy(r, file)
+	case file.gone && p.destroys && r.name != tokenObject:
+		return p.forget(r)
+	case shadow.whole():
+		return p.restore(r, shadow)
+	case r.name == tokenObject:
+		return fmt.Errorf("%w, and there is no good copy of it: %s: put it back from a backup, "+
+			"or move the token away if it was never used", ErrTorn, p.dir.objectFile(r))
+	}
+	if !shadow.gone {
+		if err := p.giveUp(r); err != nil {
+			return err
+		}
+	}
+	if file.gone {
+		return nil
+	}
+	return p.quarantine(r)
+}
+
+// giveUp moves a copy aside that is itself no good, when it would be needed. The key is lost:
+// that is its tenant's loss, and nothing that should stop the others.
+func (p *pass) giveUp(r ref) error {
+	if err := makeDir(p.dir.join(quarantineName, r.token)); err != nil {
+		return err
+	}
+	p.report.Lost = append(p.report.Lost, r.String())
+	return p.moveAside(p.dir.shadowFile(r), p.dir.join(quarantineName, r.token, r.name+".copy"))
+}
+
+// stamp gives a copy the time of its file, once that time is told apart from a later one.
+func (p *pass) stamp(r ref, file, shadow content) error {
+	if t := stampOf(file.mtime); !shadow.mtime.Equal(t) {
+		return os.Chtimes(p.dir.shadowFile(r), noTime, t)
+	}
+	return nil
+}
+
+func stampOf(mtime time.Time) time.Time {
+	if time.Since(mtime) < tick { // also where the clock was set back
+		return never
+	}
+	return mtime
+}
+
+// copy makes a file durable as it is, then its copy:
+//
+//	openat(tokens/T/F); fsync
+//	replace(shadow/T/F)
+//	fsync(tokens/T), fsync(shadow/T), by finish
+func (p *pass) copy(r ref, file content) error {
+	if skipped(copyToShadow) {
+		return nil
+	}
+	f, err := os.Open(p.dir.objectFile(r))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := syncFile(f, syncObject); err != nil {
+		return err
+	}
+	p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
+	if err := makeDir(p.dir.join(shadowName, r.token)); err != nil {
+		return err
+	}
+	path := p.dir.shadowFile(r)
+	if err := replace(path+tmpSuffix, path, file.data, stampOf(file.mtime), syncShadow); err != nil {
+		return fmt.Errorf("copy %s to the shadow: %w", r, err)
+	}
+	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
+	p.report.Adopted = append(p.report.Adopted, r.String())
+	return nil
+}
+
+// restore puts a file back from its copy, under the name that modules open at their next use. It
+// is written in the shadow's directory: in the token's nothing of ours ever appears.
+//
+//	replace(shadow/T/F), with the generation that modules have not seen
+//	replace(tokens/T/F)
+//	fsync(tokens/T), fsync(shadow/T), by finish
+func (p *pass) restore(r ref, shadow content) error {
+	if err := makeDir(p.dir.join(tokensName, r.token)); err != nil {
+		return err
+	}
+	// C_DestroyObject removes the object's lock file and fails where there is none.
+	lock, err := os.OpenFile(p.dir.lockOf(r), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("restore %s: %w", r, err)
+	}
+	if err := lock.Close(); err != nil {
+		return err
+	}
+	renew(shadow.data)
+	path := p.dir.shadowFile(r)
+	err = replace(path+tmpSuffix, path, shadow.data, never, syncShadow)
+	if err == nil {
+		err = replace(path+tmpSuffix, p.dir.objectFile(r), shadow.data, noTime, syncRestore)
+	}
+	if err != nil {
+		return fmt.Errorf("restore %s: %w", r, err)
+	}
+	p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
+	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
+	p.report.Restored = append(p.report.Restored, r.String())
+	return nil
+}
+
+// forget drops the copy of a file that was destroyed.
+func (p *pass) forget(r ref) error {
+	p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
+	if err := os.Remove(p.dir.shadowFile(r)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
+	return nil
+}
+
+// finish makes the names durable that the pass changed. Nothing of a pass counts before.
+func (p *pass) finish() error {
+	for _, dir := range slices.Sorted(maps.Keys(p.dirty)) {
+		if err := syncDir(dir, p.dirty[dir]); errors.Is(err, fs.ErrNotExist) {
+			continue // a token that was moved aside
+		} else if err != nil {
+			return err
+		}
+	}
+	clear(p.dirty)
+	return nil
+}
