@@ -30,6 +30,15 @@ func timeOf(nanos int64) time.Time {
 	return time.Unix(0, nanos).UTC()
 }
 
+// enum reads a number of the wire into one of ours, which has a byte: what does not fit becomes a
+// value that nothing knows, instead of one that something does.
+func enum[T ~uint8, E ~int32](e E) T {
+	if e < 0 || e > 0xff {
+		return 0xff
+	}
+	return T(e)
+}
+
 // idOf reads an identifier, which is never zero.
 func idOf(what string, b []byte) (hierarchy.ID, error) {
 	id, err := hierarchy.IDFromBytes(b)
@@ -89,7 +98,7 @@ func regionFromPB(m *commandpb.Region) (*Region, error) {
 		return nil, err
 	}
 	r := &Region{
-		ID: hierarchy.RegionID{ID: id}, Name: m.GetName(), Role: hierarchy.RegionRole(m.GetRole()),
+		ID: hierarchy.RegionID{ID: id}, Name: m.GetName(), Role: enum[hierarchy.RegionRole](m.GetRole()),
 		Identity: bytes.Clone(m.GetIdentity()), KDF: m.GetKdf(), MintingNode: hierarchy.NodeID{ID: minting},
 	}
 	switch r.Role {
@@ -147,7 +156,7 @@ func tenantFromPB(m *commandpb.Tenant) (*Tenant, error) {
 		return nil, err
 	}
 	t := &Tenant{
-		ID: hierarchy.TenantID{ID: id}, Name: m.GetName(), State: hierarchy.TenantState(m.GetState()), StateReason: m.GetStateReason(),
+		ID: hierarchy.TenantID{ID: id}, Name: m.GetName(), State: enum[hierarchy.TenantState](m.GetState()), StateReason: m.GetStateReason(),
 		MaxStaleness: time.Duration(m.GetMaxStaleness()), CreatedAt: timeOf(m.GetCreatedAt()), StateAt: timeOf(m.GetStateAt()),
 	}
 	if t.State < hierarchy.TenantEnabled || t.State > hierarchy.TenantDestroyed {
@@ -258,9 +267,9 @@ func versionToPB(v *Version) *commandpb.Version {
 
 func versionFromPB(m *commandpb.Version) (*Version, error) {
 	v := &Version{
-		Number: m.GetNumber(), State: hierarchy.VersionState(m.GetState()), ResumeTo: hierarchy.VersionState(m.GetResumeTo()), StateReason: m.GetStateReason(),
+		Number: m.GetNumber(), State: enum[hierarchy.VersionState](m.GetState()), ResumeTo: enum[hierarchy.VersionState](m.GetResumeTo()), StateReason: m.GetStateReason(),
 		CreatedAt: timeOf(m.GetCreatedAt()), ActivatedAt: timeOf(m.GetActivatedAt()), StateAt: timeOf(m.GetStateAt()),
-		Attempt: m.GetAttempt(), Cause: RotationCause(m.GetCause()), KDF: m.GetKdf(),
+		Attempt: m.GetAttempt(), Cause: enum[RotationCause](m.GetCause()), KDF: m.GetKdf(),
 	}
 	bad := func(what string) error {
 		return fmt.Errorf("%w: version %d %s", hierarchy.ErrInvalidArgument, v.Number, what)

@@ -89,7 +89,7 @@ func (d *draft) setTenantState(m *commandpb.SetTenantState) error {
 	if err := checkReason(m.GetReason()); err != nil {
 		return err
 	}
-	to := hierarchy.TenantState(m.GetState())
+	to := enum[hierarchy.TenantState](m.GetState())
 	var from hierarchy.TenantState
 	switch to {
 	case hierarchy.TenantDisabled:

@@ -47,7 +47,7 @@ func (d *draft) rotateKey(m *commandpb.RotateKey) error {
 	if err != nil {
 		return err
 	}
-	cause := RotationCause(m.GetCause())
+	cause := enum[RotationCause](m.GetCause())
 	if cause < CauseOperator || cause > CauseUse {
 		return fmt.Errorf("%w: rotation cause %d is not known", hierarchy.ErrInvalidArgument, cause)
 	}

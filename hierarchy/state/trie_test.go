@@ -1,0 +1,94 @@
+package state
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// The trie is not exported, and its worst case, keys of the same hash, cannot be brought about from
+// outside.
+
+func TestTrieIsAMap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var tr trie[int, int]
+		model := map[int]int{}
+		type version struct {
+			tr    trie[int, int]
+			model map[int]int
+		}
+		var old []version
+		for range rapid.IntRange(0, 200).Draw(t, "steps") {
+			k := rapid.IntRange(0, 100).Draw(t, "key")
+			if rapid.Bool().Draw(t, "delete") {
+				tr = tr.delete(k)
+				delete(model, k)
+			} else {
+				v := rapid.Int().Draw(t, "value")
+				tr = tr.set(k, v)
+				model[k] = v
+			}
+			old = append(old, version{tr, maps.Clone(model)})
+		}
+		// Also those that were changed since are what they were.
+		for _, o := range old {
+			if o.tr.size != len(o.model) {
+				t.Fatalf("size %d, want %d", o.tr.size, len(o.model))
+			}
+			for k := range 101 {
+				got, ok := o.tr.get(k)
+				want, has := o.model[k]
+				if got != want || ok != has {
+					t.Fatalf("key %d: got %d, %v; want %d, %v", k, got, ok, want, has)
+				}
+			}
+		}
+	})
+}
+
+func TestTrieChainsEqualHashes(t *testing.T) {
+	insert := func(root *trieNode[string, int], hash uint64, key string, v int) *trieNode[string, int] {
+		next, _ := root.insert(&trieLeaf[string, int]{hash: hash, key: key, value: v}, 0)
+		return next
+	}
+	// Those of hash 7 are alike in all bits, the last differs in the uppermost only.
+	a := insert(&trieNode[string, int]{}, 7, "a", 1)
+	ab := insert(a, 7, "b", 2)
+	abc := insert(ab, 7|1<<63, "c", 3)
+	aBc := insert(abc, 7, "b", 20)
+	noA := aBc.remove(7, "a", 0)
+	for i, c := range []struct {
+		root *trieNode[string, int]
+		want []string
+	}{
+		{a, []string{"a=1"}},
+		{ab, []string{"a=1", "b=2"}},
+		{abc, []string{"a=1", "b=2", "c=3"}},
+		{aBc, []string{"a=1", "b=20", "c=3"}},
+		{noA, []string{"b=20", "c=3"}},
+		{noA.remove(7, "b", 0), []string{"c=3"}},
+	} {
+		if got := leaves(c.root); !slices.Equal(got, c.want) {
+			t.Errorf("step %d: got %v, want %v", i, got, c.want)
+		}
+	}
+	if empty := a.remove(7, "a", 0); empty != nil {
+		t.Errorf("got %v, want nothing left", leaves(empty))
+	}
+}
+
+func leaves(n *trieNode[string, int]) (all []string) {
+	for _, s := range n.slots {
+		if s.node != nil {
+			all = append(all, leaves(s.node)...)
+		}
+		for l := s.leaf; l != nil; l = l.next {
+			all = append(all, fmt.Sprintf("%s=%d", l.key, l.value))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
