@@ -13,7 +13,7 @@ import (
 //
 // Every error wraps [hierarchy.ErrEnvelopeInvalid] and names the field.
 func Parse(b []byte) (*Envelope, error) {
-	if bytes.HasPrefix(b, []byte(textScheme)) {
+	if IsText(b) {
 		decoded, err := decodeText(b)
 		if err != nil {
 			return nil, err

@@ -103,7 +103,7 @@ func TestLargestEnvelopes(t *testing.T) {
 // Size is refused before anything is decoded, in either form.
 func TestOversizedIsRefused(t *testing.T) {
 	binary := append(must(benchEnvelope(1).Marshal()), make([]byte, 1<<20)...)
-	text := append([]byte(must(benchEnvelope(1).Text())), bytes.Repeat([]byte("A"), 1<<20)...)
+	text := append([]byte(must(benchEnvelope(1).Text())), bytes.Repeat([]byte("*"), 1<<20)...)
 	for name, b := range map[string][]byte{"binary": binary, "text": text} {
 		_, err := envelope.Parse(b)
 		if !errors.Is(err, hierarchy.ErrEnvelopeInvalid) || !strings.Contains(err.Error(), "at most 16384") {
@@ -117,6 +117,17 @@ func TestAppendBinaryAppends(t *testing.T) {
 	got := must(e.AppendBinary([]byte("before")))
 	want := append([]byte("before"), must(e.Marshal())...)
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// The ciphertexts of a parsed envelope lie in one buffer, and none can grow into the next.
+func TestCiphertextsAreApart(t *testing.T) {
+	want := benchEnvelope(2)
+	got := must(envelope.Parse(must(want.Marshal())))
+	first := got.Recipients[0].Ciphertext
+	_ = append(first, bytes.Repeat([]byte{0xff}, 60)...)
+	if diff := diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

@@ -28,6 +28,9 @@ func (e *Envelope) Text() (string, error) {
 	return string(textEncoding.AppendEncode(b, binary)), nil
 }
 
+// IsText tells a text form from a binary one, valid or not.
+func IsText(b []byte) bool { return bytes.HasPrefix(b, []byte(textScheme)) }
+
 // laterFormat is how a text begins whose format is known to be another than 1.
 var laterFormat = regexp.MustCompile(`^kekd:v([2-9]|[1-9][0-9]{1,9}):`)
 

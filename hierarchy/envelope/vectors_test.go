@@ -170,6 +170,28 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// The example of docs/FORMATS.md. Its context is sorted by key, and its map by encoded key.
+func TestAADOfTheDocumentation(t *testing.T) {
+	ctx, err := hierarchy.NewContext(hierarchy.ContextEntry{Key: "b", Value: "2"}, hierarchy.ContextEntry{Key: "aa", Value: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := envelope.Header{Tenant: hierarchy.TenantID{ID: idOf(2)}, Key: hierarchy.KeyID{ID: idOf(3)}, Version: 3, SealedIn: regionOf(4)}
+	got := hex.EncodeToString(envelope.AAD(hierarchy.ClusterID{ID: idOf(1)}, h, regionOf(4), ctx))
+	want := "88" +
+		"706b656b6420656e76656c6f7065207631" +
+		"50" + strings.Repeat("01", 16) +
+		"50" + strings.Repeat("02", 16) +
+		"50" + strings.Repeat("03", 16) +
+		"03" +
+		"50" + strings.Repeat("04", 16) +
+		"50" + strings.Repeat("04", 16) +
+		"a2616261326261616131"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 // What is sealed for one tenant, key, version, region, cluster or context opens for no other.
 func TestVectorsOpenForNothingElse(t *testing.T) {
 	type bound struct {
