@@ -4,11 +4,10 @@ import "github.com/kekd/kekd/hierarchy"
 
 // Limits of one call.
 const (
-	MaxBatch         = 1024
-	MaxReason        = 256 // bytes
-	DefaultDataKey   = 32  // bytes
-	MinDataKey       = 16  // bytes
-	MaxEnvelopeBytes = 16 << 10
+	MaxBatch       = 1024
+	MaxReason      = 256 // bytes
+	DefaultDataKey = 32  // bytes
+	MinDataKey     = 16  // bytes
 )
 
 // Request is one operation as the caller sent it: nothing in it has been checked.

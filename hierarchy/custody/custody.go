@@ -1,0 +1,265 @@
+// Package custody is the hot path and nothing else: wrap, unwrap, data key and rewrap.
+//
+// Every request takes the one path
+//
+//	authorise -> token -> authorise again -> audit, durable -> authorise again -> reply
+//
+// alone, in a batch or on a stream. The second look keeps the audit from saying that something
+// was released which was forbidden while the token worked; the third is the promise of a
+// disable: what changes until just before the reply is obeyed, by reading the clock and never
+// by a timer. What the third look refuses gets a second record that says so.
+//
+// Parsing, policy, counting, tokens and the journal are other packages'; custody joins them and
+// keeps no state of its own. A failure anywhere ends with no plaintext handed out.
+package custody
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/envelope"
+	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/hsm"
+)
+
+// Self says where this node stands.
+type Self struct {
+	Cluster hierarchy.ClusterID
+	Region  hierarchy.RegionID
+	Node    hierarchy.NodeID
+}
+
+// Custody serves data keys. Its methods may be called by many goroutines at once.
+type Custody struct {
+	self    Self
+	replica Replica
+	token   Token
+	journal Journal
+	budget  Budget
+	now     func() time.Time // for the records; decides nothing
+}
+
+// New joins the parts.
+func New(self Self, r Replica, t Token, j Journal, b Budget, now func() time.Time) *Custody {
+	return &Custody{self: self, replica: r, token: t, journal: j, budget: b, now: now}
+}
+
+// Do serves the requests, each for itself, and fills in resps, which is as long as reqs. It
+// returns when every response may leave the node.
+func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Request, resps []Response) {
+	items := make([]item, len(reqs))
+
+	first := c.replica.View()
+	for i := range reqs {
+		it := &items[i]
+		if it.err = parse(&reqs[i], it); it.err == nil {
+			it.known = true
+			it.grant, it.err = authorise(first, who, it)
+		}
+	}
+	c.spend(ctx, items)
+
+	ops := make([]hsm.Operation, 0, len(reqs))
+	for i := range reqs {
+		it := &items[i]
+		if it.err != nil {
+			continue
+		}
+		var op hsm.Operation
+		if op, it.err = c.operation(it, &reqs[i]); it.err == nil {
+			ops = append(ops, op)
+			it.asked = len(ops)
+		}
+	}
+	if len(ops) > 0 {
+		c.token.Do(ctx, ops)
+	}
+
+	second := c.replica.View()
+	for i := range items {
+		it := &items[i]
+		resps[i] = Response{}
+		if it.asked == 0 {
+			continue
+		}
+		op := &ops[it.asked-1]
+		if it.err = tokenError(op.Err); it.err == nil {
+			it.err = recheck(first, second, who, it)
+		}
+		if it.err == nil {
+			it.err = c.respond(it, op, &resps[i])
+		}
+		if it.err != nil {
+			clear(op.Revealed)
+		}
+	}
+
+	c.record(ctx, who, items)
+	c.withhold(ctx, second, who, items)
+
+	for i := range items {
+		if items[i].err != nil {
+			clear(resps[i].Plaintext)
+			resps[i] = Response{Err: items[i].err}
+		}
+	}
+}
+
+// parse checks what the caller sent, as far as that needs no hierarchy.
+func parse(r *Request, it *item) (err error) {
+	it.op = r.Op
+	if len(r.Reason) > MaxReason || !utf8.ValidString(r.Reason) {
+		return fmt.Errorf("%w: the reason has to be UTF-8 of at most %d bytes", hierarchy.ErrInvalidArgument, MaxReason)
+	}
+	it.reason = r.Reason
+	if it.context, err = hierarchy.NewContext(r.Context...); err != nil {
+		return err
+	}
+	switch r.Op {
+	case hierarchy.OpWrap:
+		if len(r.Plaintext) == 0 || len(r.Plaintext) > hsm.MaxPlaintext {
+			return fmt.Errorf("%w: a data key to wrap has 1 to %d bytes, got %d", hierarchy.ErrInvalidArgument, hsm.MaxPlaintext, len(r.Plaintext))
+		}
+		it.name, err = hierarchy.ParseKeyName(r.Key)
+	case hierarchy.OpDataKey:
+		it.bytes = r.Bytes
+		if it.bytes == 0 {
+			it.bytes = DefaultDataKey
+		}
+		if it.bytes < MinDataKey || it.bytes > hsm.MaxPlaintext {
+			return fmt.Errorf("%w: a data key has %d to %d bytes, %d were asked for", hierarchy.ErrInvalidArgument, MinDataKey, hsm.MaxPlaintext, r.Bytes)
+		}
+		it.name, err = hierarchy.ParseKeyName(r.Key)
+	case hierarchy.OpUnwrap, hierarchy.OpRewrap:
+		if it.envelope, err = envelope.Parse(r.Envelope); err != nil {
+			return err
+		}
+		it.hash, err = envelopeHash(r.Envelope, it.envelope)
+	default:
+		err = fmt.Errorf("%w: no operation is set", hierarchy.ErrInvalidArgument)
+	}
+	return err
+}
+
+// envelopeHash is that of the binary form, whichever form the caller sent.
+func envelopeHash(sent []byte, e *envelope.Envelope) (audit.Hash, error) {
+	if !envelope.IsText(sent) {
+		return envelope.Hash(sent), nil // there is one binary form only
+	}
+	binary, err := e.Marshal()
+	return envelope.Hash(binary), err
+}
+
+// spend takes the seals of a batch from the budget, a run of the same version at a time.
+func (c *Custody) spend(ctx context.Context, items []item) {
+	seals := func(i int) *state.Version {
+		if items[i].err != nil {
+			return nil
+		}
+		return items[i].grant.seal
+	}
+	for i := 0; i < len(items); {
+		version := seals(i)
+		end := i + 1
+		for end < len(items) && seals(end) == version {
+			end++
+		}
+		if version != nil {
+			g := &items[i].grant
+			if err := c.budget.Take(ctx, g.tenant.ID, g.key.ID, version.Number, end-i); err != nil {
+				for j := i; j < end; j++ {
+					items[j].err = err
+				}
+			}
+		}
+		i = end
+	}
+}
+
+// recheck decides again from a later view. What was sealed under a version that a rotation has
+// since retired is still good: it opens.
+func recheck(before, after View, who hierarchy.Principal, it *item) error {
+	if before.State == after.State {
+		return fresh(after, it.grant.tenant)
+	}
+	g, err := authorise(after, who, it)
+	if err != nil {
+		return err
+	}
+	if sealed := it.grant.seal; sealed != nil {
+		now, ok := g.key.Version(sealed.Number)
+		if !ok || now.State != hierarchy.Active && now.State != hierarchy.Deactivated {
+			return fmt.Errorf("%w: version %d was taken out of use meanwhile", hierarchy.ErrVersionDisabled, sealed.Number)
+		}
+	}
+	return nil
+}
+
+// record makes the batch durable in the journal. Where it cannot, nothing leaves.
+func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []item) {
+	records := make([]audit.Record, 0, len(items))
+	for i := range items {
+		// What could not be read is about no tenant and no key: there is nothing to record.
+		if items[i].known {
+			records = append(records, c.recordOf(who, &items[i]))
+		}
+	}
+	if len(records) == 0 {
+		return
+	}
+	position, err := c.journal.Append(ctx, records)
+	if err == nil {
+		err = c.journal.Wait(ctx, position)
+	}
+	if err == nil {
+		return
+	}
+	for i := range items {
+		if items[i].known {
+			items[i].err = fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err)
+		}
+	}
+}
+
+// withhold takes back what the last look forbids, and records that.
+func (c *Custody) withhold(ctx context.Context, before View, who hierarchy.Principal, items []item) {
+	last := c.replica.View()
+	var records []audit.Record
+	for i := range items {
+		it := &items[i]
+		if it.err != nil {
+			continue
+		}
+		if it.err = recheck(before, last, who, it); it.err != nil {
+			r := c.recordOf(who, it)
+			r.Outcome = audit.OutcomeWithheld
+			records = append(records, r)
+		}
+	}
+	if len(records) == 0 {
+		return
+	}
+	// The answers are refused whether or not this can be written: nothing leaves that needs it.
+	if p, err := c.journal.Append(ctx, records); err == nil {
+		_ = c.journal.Wait(ctx, p)
+	}
+}
+
+// tokenError says in the hierarchy's words how a token failed.
+func tokenError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, hsm.ErrTagMismatch):
+		return hierarchy.ErrContextMismatch
+	case errors.Is(err, hsm.ErrInvalidInput):
+		return fmt.Errorf("%w: %w", hierarchy.ErrInvalidArgument, err)
+	default:
+		return fmt.Errorf("%w: %w", hierarchy.ErrHSMUnavailable, err)
+	}
+}

@@ -1,0 +1,391 @@
+package custody_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/custody"
+	"github.com/kekd/kekd/hierarchy/envelope"
+	"github.com/kekd/kekd/hsm"
+)
+
+func TestRoundTrips(t *testing.T) {
+	w := newWorld(t)
+	ctx := hierarchy.ContextEntry{Key: "app", Value: "billing"}
+	secret := []byte("a data key of 31 bytes, as given")
+
+	wrapped := w.do(acmeApp, custody.Request{Op: hierarchy.OpWrap, Key: "acme/orders", Plaintext: secret, Context: []hierarchy.ContextEntry{ctx}})
+	if wrapped.Err != nil {
+		t.Fatal(wrapped.Err)
+	}
+	e, err := envelope.Parse(wrapped.Envelope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := e.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, form := range [][]byte{wrapped.Envelope, []byte(text), []byte(text + "\n")} {
+		r := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: form, Context: []hierarchy.ContextEntry{ctx}})
+		want := custody.Response{Plaintext: secret, Key: hierarchy.KeyName{Tenant: "acme", Key: "orders"}, Version: 1}
+		if diff := cmp.Diff(want, r); diff != "" {
+			t.Fatalf("unwrap (-want +got):\n%s", diff)
+		}
+	}
+
+	made := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"})
+	if made.Err != nil || len(made.Plaintext) != custody.DefaultDataKey {
+		t.Fatalf("data key: %d bytes, %v", len(made.Plaintext), made.Err)
+	}
+	opened := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: made.Envelope})
+	if !bytes.Equal(opened.Plaintext, made.Plaintext) {
+		t.Fatal("the envelope of a data key opens to something else")
+	}
+	blind := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders", Bytes: 64, WrappedOnly: true})
+	if blind.Err != nil || blind.Plaintext != nil {
+		t.Fatalf("wrapped only: %d bytes of plaintext, %v", len(blind.Plaintext), blind.Err)
+	}
+	if r := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: blind.Envelope}); len(r.Plaintext) != 64 {
+		t.Fatalf("a data key of 64 bytes opens to %d: %v", len(r.Plaintext), r.Err)
+	}
+}
+
+func TestRewrap(t *testing.T) {
+	w := newWorld(t)
+	old := w.sealed(acmeApp, "acme/orders")
+	w.rotate("acme", 1)
+	handed := len(w.token.handed)
+
+	if r := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: old}); !r.NeedsRewrap || r.Version != 1 {
+		t.Fatalf("an envelope of a retired version: %+v", r)
+	}
+	handed++
+	r := w.do(acmeApp, custody.Request{Op: hierarchy.OpRewrap, Envelope: old})
+	if r.Err != nil || r.Version != 2 || r.Plaintext != nil {
+		t.Fatalf("rewrap: %+v", r)
+	}
+	if len(w.token.handed) != handed {
+		t.Fatal("a rewrap made the token hand the data key out")
+	}
+	opened := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: r.Envelope})
+	if string(opened.Plaintext) != "0123456789abcdef" || opened.NeedsRewrap {
+		t.Fatalf("what was rewrapped: %+v", opened)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	w := newWorld(t)
+	w.allow(&commandpb.Rule{Service: "acme-app", Pattern: "acme/orders", Ops: uint32(hierarchy.OpWrap | hierarchy.OpUnwrap), RequiredContext: []*commandpb.RequiredContext{{Key: "app"}}})
+	app := hierarchy.ContextEntry{Key: "app", Value: "billing"}
+	w.sealed(acmeApp, "acme/orders", app)
+	good := w.sealed(acmeApp, "acme/orders", app)
+	broken := bytes.Clone(good)
+	broken[len(broken)-1] ^= 1
+	foreign, err := envelope.Parse(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign.Tenant.ID[0] ^= 1
+	unknownTenant, err := foreign.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	long := strings.Repeat("x", 300)
+	for name, c := range map[string]struct {
+		who  hierarchy.Principal
+		req  custody.Request
+		want error
+	}{
+		"stranger":           {stranger, custody.Request{Op: hierarchy.OpUnwrap, Envelope: good, Context: []hierarchy.ContextEntry{app}}, hierarchy.ErrPermissionDenied},
+		"other tenant's":     {globexApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: good, Context: []hierarchy.ContextEntry{app}}, hierarchy.ErrPermissionDenied},
+		"wrong context":      {acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: good, Context: []hierarchy.ContextEntry{{Key: "app", Value: "other"}}}, hierarchy.ErrContextMismatch},
+		"altered":            {acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: broken, Context: []hierarchy.ContextEntry{app}}, hierarchy.ErrContextMismatch},
+		"unknown tenant":     {acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: unknownTenant}, hierarchy.ErrPermissionDenied},
+		"no envelope":        {acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: []byte("junk")}, hierarchy.ErrEnvelopeInvalid},
+		"envelope too large": {acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: make([]byte, 64<<10)}, hierarchy.ErrEnvelopeInvalid},
+		"empty plaintext":    {acmeApp, custody.Request{Op: hierarchy.OpWrap, Key: "acme/orders"}, hierarchy.ErrInvalidArgument},
+		"large plaintext":    {acmeApp, custody.Request{Op: hierarchy.OpWrap, Key: "acme/orders", Plaintext: make([]byte, hsm.MaxPlaintext+1)}, hierarchy.ErrInvalidArgument},
+		"small data key":     {acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders", Bytes: 8}, hierarchy.ErrInvalidArgument},
+		"bad name":           {acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme"}, hierarchy.ErrInvalidArgument},
+		"context twice":      {acmeApp, custody.Request{Op: hierarchy.OpWrap, Key: "acme/orders", Plaintext: []byte("x"), Context: []hierarchy.ContextEntry{app, app}}, hierarchy.ErrInvalidArgument},
+		"long reason":        {acmeApp, custody.Request{Op: hierarchy.OpWrap, Key: "acme/orders", Plaintext: []byte("x"), Reason: long}, hierarchy.ErrInvalidArgument},
+		"no operation":       {acmeApp, custody.Request{}, hierarchy.ErrInvalidArgument},
+		"unknown key":        {acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/nothing"}, hierarchy.ErrNotFound},
+		"hidden key":         {acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "globex/orders"}, hierarchy.ErrPermissionDenied},
+		"hidden absent key":  {acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "globex/nothing"}, hierarchy.ErrPermissionDenied},
+		"absent tenant":      {acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "nobody/orders"}, hierarchy.ErrPermissionDenied},
+		"operation not in":   {saas, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"}, hierarchy.ErrPermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := w.token.asked
+			wantErr(t, w.do(c.who, c.req), c.want)
+			if !errors.Is(c.want, hierarchy.ErrContextMismatch) && w.token.asked != asked {
+				t.Fatal("the token was asked")
+			}
+		})
+	}
+}
+
+// Whoever may not use a key cannot tell it from one that does not exist, not even by the words.
+func TestExistenceIsHidden(t *testing.T) {
+	w := newWorld(t)
+	there := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "globex/orders"})
+	absent := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "globex/nothing"})
+	nobody := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "nobody/nothing"})
+	if there.Err.Error() != absent.Err.Error() || there.Err.Error() != nobody.Err.Error() {
+		t.Fatalf("told apart:\n%v\n%v\n%v", there.Err, absent.Err, nobody.Err)
+	}
+	theirs := w.sealed(globexApp, "globex/orders")
+	e, err := envelope.Parse(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Key.ID[3] ^= 1
+	made, err := e.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, st := range []commandpb.TenantState{commandpb.TenantState_TENANT_STATE_ENABLED, commandpb.TenantState_TENANT_STATE_DISABLED} {
+		if st == commandpb.TenantState_TENANT_STATE_DISABLED {
+			w.tenant("globex", st)
+		}
+		a := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: theirs})
+		b := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: made})
+		if a.Err.Error() != b.Err.Error() {
+			t.Fatalf("told apart:\n%v\n%v", a.Err, b.Err)
+		}
+	}
+}
+
+func TestStatesOfTenantsAndVersions(t *testing.T) {
+	w := newWorld(t)
+	v1 := w.sealed(acmeApp, "acme/orders")
+	w.rotate("acme", 1)
+	v2 := w.sealed(acmeApp, "acme/orders")
+	unwrap := func(e []byte) custody.Response {
+		return w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: e})
+	}
+	rewrap := func(e []byte) custody.Response {
+		return w.do(acmeApp, custody.Request{Op: hierarchy.OpRewrap, Envelope: e})
+	}
+	ok := func(r custody.Response) {
+		t.Helper()
+		if r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+
+	w.version("acme", 1, commandpb.VersionAction_VERSION_ACTION_SUSPEND)
+	wantErr(t, unwrap(v1), hierarchy.ErrVersionDisabled)
+	wantErr(t, rewrap(v1), hierarchy.ErrVersionDisabled)
+	ok(unwrap(v2))
+	w.version("acme", 1, commandpb.VersionAction_VERSION_ACTION_RESUME)
+	ok(unwrap(v1))
+
+	w.version("acme", 1, commandpb.VersionAction_VERSION_ACTION_COMPROMISE)
+	wantErr(t, unwrap(v1), hierarchy.ErrVersionDisabled)
+	ok(rewrap(v1))
+
+	two := uint32(2)
+	w.apply(&commandpb.Command{Body: &commandpb.Command_SetKey{SetKey: &commandpb.SetKey{TenantId: id("acme"), KeyId: id("acme/orders"), MinUnwrapVersion: &two}}})
+	wantErr(t, rewrap(v1), hierarchy.ErrVersionDisabled)
+
+	w.version("acme", 2, commandpb.VersionAction_VERSION_ACTION_SUSPEND)
+	wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"}), hierarchy.ErrVersionDisabled)
+	w.version("acme", 2, commandpb.VersionAction_VERSION_ACTION_RESUME)
+
+	w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED)
+	wantErr(t, unwrap(v2), hierarchy.ErrTenantDisabled)
+	w.tenant("acme", commandpb.TenantState_TENANT_STATE_ENABLED)
+	ok(unwrap(v2))
+}
+
+// A disable that comes at any moment before the reply is obeyed. Without the second look the
+// audit would say "ok"; without the third the plaintext would leave.
+func TestDisabledMeanwhile(t *testing.T) {
+	for name, when := range map[string]func(w *world, f func()){
+		"while the token works":      func(w *world, f func()) { w.token.during = f },
+		"while the record is synced": func(w *world, f func()) { w.journal.during = f },
+	} {
+		for what, change := range map[string]struct {
+			f    func(w *world)
+			want error
+		}{
+			"tenant disabled":   {func(w *world) { w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED) }, hierarchy.ErrTenantDisabled},
+			"version suspended": {func(w *world) { w.version("acme", 1, commandpb.VersionAction_VERSION_ACTION_SUSPEND) }, hierarchy.ErrVersionDisabled},
+			"policy revoked": {func(w *world) {
+				w.apply(&commandpb.Command{Body: &commandpb.Command_RevokePolicy{RevokePolicy: &commandpb.RevokePolicy{Service: "acme-app", Pattern: "acme/*"}}})
+			}, hierarchy.ErrPermissionDenied},
+			"service deleted": {func(w *world) {
+				w.apply(&commandpb.Command{Body: &commandpb.Command_DeleteService{DeleteService: &commandpb.DeleteService{Name: "acme-app"}}})
+			}, hierarchy.ErrPermissionDenied},
+			"copy too old": {func(w *world) { w.setView(3*time.Second, nil) }, hierarchy.ErrStale},
+			"lease lost":   {func(w *world) { w.setView(0, errors.New("no lease")) }, hierarchy.ErrStale},
+		} {
+			for _, op := range []hierarchy.Op{hierarchy.OpUnwrap, hierarchy.OpDataKey} {
+				t.Run(name+"/"+what+"/"+op.String(), func(t *testing.T) {
+					w := newWorld(t)
+					env := w.sealed(acmeApp, "acme/orders")
+					before := w.journal.count()
+					when(w, func() { change.f(w); w.token.during = nil })
+					wantErr(t, w.do(acmeApp, custody.Request{Op: op, Envelope: env, Key: "acme/orders"}), change.want)
+
+					records := w.journal.since(before)
+					if last := records[len(records)-1]; last.Outcome == audit.OutcomeOK {
+						t.Fatalf("the audit says that it was released: %+v", last)
+					}
+					for _, p := range w.token.handed {
+						if !bytes.Equal(p, make([]byte, len(p))) {
+							t.Fatal("the plaintext that was held back was not wiped")
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// A rotation in the middle takes nothing away: what the retired version sealed opens.
+func TestRotatedMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	w.token.during = func() { w.token.during = nil; w.rotate("acme", 1) }
+	r := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"})
+	if r.Err != nil || r.Version != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if o := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: r.Envelope}); o.Err != nil || !o.NeedsRewrap {
+		t.Fatalf("%+v", o)
+	}
+}
+
+func TestNothingLeavesWithoutItsRecord(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	w.journal.err = hierarchy.ErrAuditUnavailable
+	handed := len(w.token.handed)
+	for _, r := range []custody.Request{
+		{Op: hierarchy.OpUnwrap, Envelope: env},
+		{Op: hierarchy.OpDataKey, Key: "acme/orders"},
+		{Op: hierarchy.OpWrap, Key: "acme/orders", Plaintext: []byte("0123456789abcdef")},
+		{Op: hierarchy.OpRewrap, Envelope: env},
+		{Op: hierarchy.OpUnwrap, Envelope: env, Context: []hierarchy.ContextEntry{{Key: "a", Value: "b"}}},
+	} {
+		wantErr(t, w.do(acmeApp, r), hierarchy.ErrAuditUnavailable)
+	}
+	wantErr(t, w.do(stranger, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), hierarchy.ErrAuditUnavailable)
+	for _, p := range w.token.handed[handed:] {
+		if !bytes.Equal(p, make([]byte, len(p))) {
+			t.Fatal("the plaintext was not wiped")
+		}
+	}
+}
+
+func TestFaultsOfTheToken(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	for _, c := range []struct{ err, want error }{
+		{hsm.ErrTagMismatch, hierarchy.ErrContextMismatch},
+		{hsm.ErrUnavailable, hierarchy.ErrHSMUnavailable},
+		{hsm.ErrDeadline, hierarchy.ErrHSMUnavailable},
+		{hsm.ErrKeyNotFound, hierarchy.ErrHSMUnavailable},
+		{hsm.ErrKeyRefused, hierarchy.ErrHSMUnavailable},
+		{hsm.ErrAmbiguous, hierarchy.ErrHSMUnavailable},
+		{hsm.ErrKeyLatched, hierarchy.ErrHSMUnavailable},
+		{hsm.ErrInvalidInput, hierarchy.ErrInvalidArgument},
+	} {
+		w.token.err = c.err
+		before := w.journal.count()
+		wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), c.want)
+		got := w.journal.since(before)
+		if len(got) != 1 || got[0].Outcome != audit.OutcomeFailed || got[0].Code != hierarchy.Code(c.want) {
+			t.Fatalf("recorded: %+v", got)
+		}
+	}
+}
+
+func TestSealsAreCounted(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	w.budget.taken = 0
+	reqs := make([]custody.Request, 9)
+	for i := range reqs {
+		switch {
+		case i == 4:
+			reqs[i] = custody.Request{Op: hierarchy.OpUnwrap, Envelope: env} // seals nothing
+		case i == 5:
+			reqs[i] = custody.Request{Op: hierarchy.OpDataKey, Key: "globex/orders"} // refused
+		case i == 6:
+			reqs[i] = custody.Request{Op: hierarchy.OpRewrap, Envelope: env}
+		default:
+			reqs[i] = custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"}
+		}
+	}
+	resps := make([]custody.Response, len(reqs))
+	w.Do(context.Background(), acmeApp, reqs, resps)
+	if w.budget.taken != 7 {
+		t.Fatalf("%d seals were counted, 7 were done", w.budget.taken)
+	}
+	w.budget.err = hierarchy.ErrCapacity
+	asked := w.token.asked
+	wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"}), hierarchy.ErrCapacity)
+	if w.token.asked != asked {
+		t.Fatal("the token sealed over the limit")
+	}
+	if r := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}); r.Err != nil {
+		t.Fatalf("a version that may seal no more still opens: %v", r.Err)
+	}
+}
+
+func TestBatchIsPerItem(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	reqs := []custody.Request{
+		{Op: hierarchy.OpUnwrap, Envelope: env},
+		{Op: hierarchy.OpUnwrap, Envelope: []byte("junk")},
+		{Op: hierarchy.OpDataKey, Key: "globex/orders"},
+		{Op: hierarchy.OpDataKey, Key: "acme/orders"},
+	}
+	resps := make([]custody.Response, len(reqs))
+	before := w.journal.count()
+	w.Do(context.Background(), acmeApp, reqs, resps)
+	want := []error{nil, hierarchy.ErrEnvelopeInvalid, hierarchy.ErrPermissionDenied, nil}
+	for i := range want {
+		if !errors.Is(resps[i].Err, want[i]) {
+			t.Errorf("item %d: %v, want %v", i, resps[i].Err, want[i])
+		}
+	}
+	var outcomes []audit.Outcome
+	for _, r := range w.journal.since(before) {
+		outcomes = append(outcomes, r.Outcome)
+	}
+	if diff := cmp.Diff([]audit.Outcome{audit.OutcomeOK, audit.OutcomeDenied, audit.OutcomeOK}, outcomes); diff != "" {
+		t.Errorf("recorded (-want +got):\n%s", diff)
+	}
+}
+
+func TestRecordsNameTheirTenantAndEnvelope(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	before := w.journal.count()
+	w.do(globexApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env, Reason: "a try"})
+	got := w.journal.since(before)[0]
+	got.At = time.Time{}
+	want := audit.Record{
+		Kind: "unwrap", Tenant: hierarchy.TenantID{ID: hierarchy.ID(id("acme"))}, TenantName: "acme", Key: "orders", Version: 1,
+		Caller: &globexApp, Outcome: audit.OutcomeDenied, Code: "PERMISSION_DENIED", Reason: "a try", Envelope: envelope.Hash(env),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("(-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,47 @@
+package custody
+
+import (
+	"context"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/hsm"
+)
+
+// Replica is this node's copy of the hierarchy.
+type Replica interface {
+	// View reads the lease, then the state, then the clock, in this order: a state that was
+	// read before the lease may be older than what the lease proves.
+	View() View
+}
+
+// View is one look at the hierarchy.
+type View struct {
+	State *state.State
+	// Age is an upper bound on how old State is: the time since the lease that covers it was
+	// asked for.
+	Age time.Duration
+	// Fault says why nothing may be served from this state at all (no lease yet, a state that
+	// is behind its lease, a node that is no member); nil if only Age counts.
+	Fault error
+}
+
+// Token is the serving side of this region's token.
+type Token interface {
+	Do(ctx context.Context, ops []hsm.Operation)
+}
+
+// Journal is the audit log. A position is durable when Wait has returned nil for it.
+type Journal interface {
+	Append(ctx context.Context, records []audit.Record) (audit.Position, error)
+	Wait(ctx context.Context, p audit.Position) error
+}
+
+// Budget counts the seals under each key version, of which AES-GCM with random IVs allows
+// 2^32 over all nodes together.
+type Budget interface {
+	// Take allows n seals, or wraps hierarchy.ErrCapacity when the version has none left.
+	Take(ctx context.Context, tenant hierarchy.TenantID, key hierarchy.KeyID, version uint32, n int) error
+}
