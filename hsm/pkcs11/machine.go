@@ -142,9 +142,6 @@ func (m *machine) rv(i int) (code pkcs11.Error, atInit bool) {
 	return pkcs11.Error(m.steps[i].rv), m.steps[i].at_init != 0
 }
 
-// key is the handle that a step used.
-func (m *machine) key(i int) pkcs11.ObjectHandle { return pkcs11.ObjectHandle(m.steps[i].key) }
-
 // skipped tells whether a step did not run since its source failed.
 func (m *machine) skipped(i int) bool { return m.steps[i].rv == C.STEP_SKIPPED }
 

@@ -17,7 +17,13 @@ import (
 type flight struct {
 	piece
 	first, steps int // in the machine
-	keys         int // first of its keys in slot.keys
+	keys         int // first of its keys in slot.uses
+}
+
+// A use is a key that an operation uses, and whether its session copy was chosen.
+type use struct {
+	key    *entry
+	copied bool
 }
 
 // coldPiece waits for one of its keys to be looked at.
@@ -81,7 +87,7 @@ func (s *slot) serve(pieces []piece) {
 
 // load writes what can run into the machine, and leaves Token.use read-locked.
 func (s *slot) load(pieces []piece) {
-	s.flights, s.keys, s.cold, s.missing, s.hot = s.flights[:0], s.keys[:0], s.cold[:0], s.missing[:0], s.hot[:0]
+	s.flights, s.uses, s.cold, s.missing, s.hot = s.flights[:0], s.uses[:0], s.cold[:0], s.missing[:0], s.hot[:0]
 	s.m.reset()
 	now := time.Now()
 	s.t.use.RLock()
@@ -98,7 +104,7 @@ func (s *slot) load(pieces []piece) {
 			s.t.queue.retry(pieces[i:]...)
 			return
 		}
-		keys := len(s.keys)
+		keys := len(s.uses)
 		switch cold, missing, err := s.resolve(op, p, now); {
 		case err != nil:
 			op.Err = err
@@ -111,7 +117,7 @@ func (s *slot) load(pieces []piece) {
 			s.encode(op, p, keys, now)
 			continue
 		}
-		s.keys = s.keys[:keys]
+		s.uses = s.uses[:keys]
 	}
 }
 
@@ -139,7 +145,7 @@ func size(op *hsm.Operation) int {
 	return len(op.Plaintext)
 }
 
-// resolve appends the operation's keys to s.keys, in the order of use.
+// resolve appends the operation's keys to s.uses, in the order of use.
 func (s *slot) resolve(op *hsm.Operation, p piece, now time.Time) (cold *entry, missing bool, err error) {
 	if op.Open != nil {
 		if cold, missing, err = s.key(op.Open.Key, p, now); cold != nil || missing || err != nil {
@@ -182,18 +188,18 @@ func (s *slot) key(ref hsm.KeyRef, p piece, now time.Time) (cold *entry, missing
 	case !e.obj.Bridge && ref.Bridge:
 		return nil, false, fmt.Errorf("%w: %s was generated (CKA_LOCAL is 1), a bridge is derived", hsm.ErrKeyRefused, ref.ID)
 	}
-	s.keys = append(s.keys, e)
+	s.uses = append(s.uses, use{key: e})
 	return nil, false, nil
 }
 
-// encode writes one operation into the machine. Its keys are s.keys from keys on.
+// encode writes one operation into the machine. Its keys are s.uses from keys on.
 func (s *slot) encode(op *hsm.Operation, p piece, keys int, now time.Time) {
 	f := flight{piece: p, first: s.m.n, keys: keys}
 	next := keys
 	handle := func() pkcs11.ObjectHandle {
-		e := s.keys[next]
+		u := &s.uses[next]
 		next++
-		return s.handle(e, now)
+		return s.handle(u, now)
 	}
 	var source int
 	switch {
@@ -213,9 +219,11 @@ func (s *slot) encode(op *hsm.Operation, p piece, keys int, now time.Time) {
 }
 
 // handle chooses the session copy, if there is one, and notes a key that should have one.
-func (s *slot) handle(e *entry, now time.Time) pkcs11.ObjectHandle {
+func (s *slot) handle(u *use, now time.Time) pkcs11.ObjectHandle {
+	e := u.key
 	e.lastUse.Store(now.UnixNano())
 	if e.copy != 0 {
+		u.copied = true
 		return e.copy
 	}
 	if e.uses.Add(1) >= copyAfter && !e.noCopy && s.t.copies.wanted(s.t, now) && !slices.Contains(s.hot, e) {
@@ -278,8 +286,7 @@ func (s *slot) diagnose(f flight, step int) trouble {
 		key-- // the first step uses no key
 	}
 	if key >= f.keys {
-		t.key = s.keys[key]
-		t.viaCopy = s.m.key(step) != t.key.handle
+		t.key, t.viaCopy = s.uses[key].key, s.uses[key].copied
 	}
 	return t
 }

@@ -22,7 +22,7 @@ type slot struct {
 	// What one chunk needs, kept to be used again.
 	pieces  []piece
 	flights []flight
-	keys    []*entry
+	uses    []use
 	cold    []coldPiece
 	missing []piece
 	hot     []*entry

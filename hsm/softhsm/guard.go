@@ -17,7 +17,11 @@ import (
 // Everything that rewrites files of the token runs in one of its brackets: [Guard.Change],
 // [Guard.ChangeWhole], [Guard.Destroy]. They take the change lock, look at what changed since
 // the last bracket (of any process), call f, make durable what f changed, and let go. f is called
-// at most once; ctx bounds the wait for the lock (then ErrBusy), not f.
+// at most once and must not begin a bracket; ctx bounds the wait for the lock (then ErrBusy), not
+// f.
+//
+// C_Initialize belongs into a bracket, too: a module that reads the token while another process
+// rewrites it, or has died of it, finds none.
 //
 // When a bracket returns nil, what f did is durable and in the shadow, and may be told to others. On
 // any error it may or may not have happened, and f's own error is wrapped.

@@ -48,7 +48,7 @@ func (l lockFile) lock(ctx context.Context, how int) error {
 			return ctx.Err()
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, 20*time.Millisecond)
+		wait = min(2*wait, 5*time.Millisecond)
 	}
 }
 

@@ -75,7 +75,7 @@ func (d *Dir) Repair(ctx context.Context) (Report, error) {
 // blocked says why a lock was not had.
 func blocked(l lockFile, err, kind error) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return fmt.Errorf("%w by %s: %w", kind, l.holders(), err)
+		return fmt.Errorf("%w: %s is held by %s: %w", kind, l.Name(), l.holders(), err)
 	}
 	return err
 }

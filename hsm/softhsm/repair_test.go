@@ -228,6 +228,9 @@ func TestRepairIsIdempotent(t *testing.T) {
 		}
 		after := tree(t, path, false)
 		for name, content := range after {
+			if strings.HasSuffix(name, ".tmp") {
+				t.Errorf("%s is left", name)
+			}
 			if !strings.HasPrefix(name, "tokens/") || strings.HasSuffix(name, ".lock") || strings.HasSuffix(name, "token.object") {
 				continue
 			}
