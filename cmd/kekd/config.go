@@ -1,0 +1,150 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/kekd/kekd/hierarchy"
+)
+
+// config is kekd.toml. Every key that is not known is an error: a misspelt limit that is
+// silently absent protects nobody.
+type config struct {
+	DataDir    string `toml:"data_dir"`
+	LockMemory bool   `toml:"lock_memory"`
+
+	Node        nodeConfig   `toml:"node"`
+	HSM         hsmConfig    `toml:"hsm"`
+	Socket      socketConfig `toml:"socket"`
+	AdminSocket socketConfig `toml:"admin_socket"`
+	Log         logConfig    `toml:"log"`
+}
+
+type nodeConfig struct {
+	Name   string `toml:"name"`
+	Region string `toml:"region"`
+}
+
+type hsmConfig struct {
+	Module string `toml:"module"` // path of the PKCS#11 module
+	Token  string `toml:"token"`  // RFC 7512 URI with pin-source
+	// SoftHSM is a directory that kekd makes and looks after, for the embedded default: it
+	// holds softhsm2.conf and the token's files. Empty: the token is somebody else's.
+	SoftHSM   string `toml:"softhsm"`
+	Sessions  int    `toml:"sessions"`   // 0: as the token's model needs
+	MaxCopies int    `toml:"max_copies"` // session copies of hot keys; 0: 1024
+}
+
+type socketConfig struct {
+	Path  string   `toml:"path"`
+	Mode  fileMode `toml:"mode"`
+	Group string   `toml:"group"` // name or number; empty: the daemon's own
+}
+
+type logConfig struct {
+	Level  string `toml:"level"`  // debug, info, warn or error
+	Format string `toml:"format"` // text or json
+}
+
+// fileMode is written as a string, "0660": TOML has no octal that people recognise.
+type fileMode fs.FileMode
+
+func (m *fileMode) UnmarshalText(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 8, 32)
+	if err != nil || n > 0o777 {
+		return fmt.Errorf("mode %q: write it in octal, such as \"0660\"", b)
+	}
+	*m = fileMode(n)
+	return nil
+}
+
+const softHSMModule = "/usr/lib/softhsm/libsofthsm2.so"
+
+// defaults are what a file that says nothing gets.
+func defaults() config {
+	return config{
+		DataDir:     "/var/lib/kekd",
+		LockMemory:  true,
+		HSM:         hsmConfig{Module: softHSMModule},
+		Socket:      socketConfig{Path: "/run/kekd/kekd.sock", Mode: 0o666},
+		AdminSocket: socketConfig{Path: "/run/kekd/admin.sock", Mode: 0o660},
+		Log:         logConfig{Level: "info", Format: "text"},
+	}
+}
+
+// loadConfig reads and checks a configuration file.
+func loadConfig(path string) (config, error) {
+	c := defaults()
+	meta, err := toml.DecodeFile(path, &c)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return c, fmt.Errorf("no configuration at %s: give --config, or see docs/OPERATIONS.md for an example", path)
+	case err != nil:
+		return c, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		names := make([]string, len(unknown))
+		for i, k := range unknown {
+			names[i] = k.String()
+		}
+		return c, fmt.Errorf("configuration %s: unknown: %s", path, strings.Join(names, ", "))
+	}
+	if err := c.check(); err != nil {
+		return c, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// maxSocketPath is what fits into sockaddr_un.sun_path with its final zero (unix(7)).
+const maxSocketPath = 107
+
+func (c *config) check() error {
+	for _, n := range []struct{ what, name string }{{"node.name", c.Node.Name}, {"node.region", c.Node.Region}} {
+		if err := hierarchy.ValidateName(n.name); err != nil {
+			return fmt.Errorf("%s: %w", n.what, err)
+		}
+	}
+	for _, p := range []struct{ what, path string }{
+		{"data_dir", c.DataDir}, {"hsm.module", c.HSM.Module}, {"socket.path", c.Socket.Path}, {"admin_socket.path", c.AdminSocket.Path},
+	} {
+		if !filepath.IsAbs(p.path) {
+			return fmt.Errorf("%s: %q is not an absolute path", p.what, p.path)
+		}
+	}
+	if c.HSM.SoftHSM != "" && !filepath.IsAbs(c.HSM.SoftHSM) {
+		return fmt.Errorf("hsm.softhsm: %q is not an absolute path", c.HSM.SoftHSM)
+	}
+	for _, s := range []socketConfig{c.Socket, c.AdminSocket} {
+		if len(s.Path) > maxSocketPath {
+			return fmt.Errorf("socket path %s has %d bytes, a Unix socket's may have %d", s.Path, len(s.Path), maxSocketPath)
+		}
+	}
+	if c.Socket.Path == c.AdminSocket.Path {
+		return fmt.Errorf("socket and admin_socket have the same path %s", c.Socket.Path)
+	}
+	if c.HSM.Token == "" {
+		return fmt.Errorf("hsm.token: give the token's RFC 7512 URI, such as \"pkcs11:token=kekd?pin-source=file:/etc/kekd/pin\"")
+	}
+	if c.HSM.Sessions < 0 || c.HSM.Sessions > 1024 {
+		return fmt.Errorf("hsm.sessions: %d is not between 0 and 1024", c.HSM.Sessions)
+	}
+	if c.HSM.MaxCopies < 0 {
+		return fmt.Errorf("hsm.max_copies: %d is negative", c.HSM.MaxCopies)
+	}
+	if _, err := newLogger(os.Stderr, c.Log); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (m fileMode) perm() fs.FileMode { return fs.FileMode(m) }
+
+// MarshalText is the inverse of UnmarshalText.
+func (m fileMode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"github.com/hashicorp/raft"
+	"github.com/spf13/cobra"
+
+	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+)
+
+func initCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "make a new cluster, with this node as its first",
+		Long: `init makes, once and on purpose, what kekd serve needs: the token's identity, the audit
+journal and the Raft store of a new cluster of one node. With hsm.softhsm set it makes the
+SoftHSM2 token as well, with a PIN of its own in the file that the token's pin-source names.
+
+It never replaces anything. An init that was interrupted is finished by running it again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runInit(cmd.Context(), path, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "/etc/kekd/kekd.toml", "configuration")
+	return cmd
+}
+
+// runInit makes things in an order in which each crash leaves something that the next try
+// goes on from: the identifiers, token and identity, journal, Raft, and last the mark that all
+// is there.
+func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) error {
+	c, err := loadConfig(configPath)
+	if err != nil {
+		return err
+	}
+	log, err := newLogger(stderr, c.Log)
+	if err != nil {
+		return err
+	}
+	harden(false)
+	n, err := startNode(c)
+	if err != nil {
+		return err
+	}
+
+	public, err := initToken(ctx, c.HSM, log)
+	if err != nil {
+		return err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return err
+	}
+	if err := writeFileAtomic(identityPath(c.DataDir), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}), 0o644); err != nil {
+		return err
+	}
+	if err := initJournal(ctx, c, n, log); err != nil {
+		return err
+	}
+	if err := initRaft(c, n, spki); err != nil {
+		return err
+	}
+	n.Initialised = true
+	if err := writeNode(c.DataDir, n); err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "cluster %s, node %s (%s) of region %s\n", n.ClusterID, n.NodeID, n.Node, n.Region)
+	return nil
+}
+
+// startNode draws the identifiers, or takes those of an init that was interrupted.
+func startNode(c config) (nodeFile, error) {
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return nodeFile{}, err
+	}
+	n, err := readNode(c.DataDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		n = nodeFile{
+			Format:    1,
+			ClusterID: hierarchy.ClusterID{ID: hierarchy.NewID()},
+			NodeID:    hierarchy.NodeID{ID: hierarchy.NewID()}, Node: c.Node.Name,
+			RegionID: hierarchy.RegionID{ID: hierarchy.NewID()}, Region: c.Node.Region,
+		}
+		return n, writeNode(c.DataDir, n)
+	case err != nil:
+		return n, err
+	case n.Initialised:
+		return n, fmt.Errorf("%s is initialised already, as node %s of region %s: start it with kekd serve", c.DataDir, n.Node, n.Region)
+	case n.Node != c.Node.Name || n.Region != c.Node.Region:
+		return n, fmt.Errorf("%s was begun as node %s of region %s: finish it under these names, or remove it", c.DataDir, n.Node, n.Region)
+	}
+	return n, nil
+}
+
+func initJournal(ctx context.Context, c config, n nodeFile, log *slog.Logger) error {
+	token, err := openToken(ctx, c.HSM, log)
+	if err != nil {
+		return err
+	}
+	defer token.Close(context.WithoutCancel(ctx))
+	err = audit.Create(auditDir(c.DataDir), audit.Options{Cluster: n.ClusterID, Node: n.NodeID, Signer: token.identity})
+	if errors.Is(err, hierarchy.ErrAlreadyExists) {
+		return nil
+	}
+	return err
+}
+
+// initRaft makes the cluster's store. What an init that did not come to its end has left of one
+// was never served from, and goes.
+func initRaft(c config, n nodeFile, identity []byte) error {
+	if err := os.RemoveAll(raftDir(c.DataDir)); err != nil {
+		return err
+	}
+	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.NodeID.String()))
+	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir), Transport: transport}, &commandpb.InitCluster{
+		ClusterId: n.ClusterID.ID[:],
+		Region: &commandpb.Region{
+			Id: n.RegionID.ID[:], Name: n.Region, Role: commandpb.RegionRole_REGION_ROLE_VOTING,
+			Identity: identity, MintingNode: n.NodeID.ID[:],
+		},
+		Node: &commandpb.Node{Id: n.NodeID.ID[:], Name: n.Node, RegionId: n.RegionID.ID[:], Voter: true},
+	})
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/kekd/kekd/hierarchy"
+)
+
+// nodeFile says who this node is. It is written once, before anything else that init makes, so
+// that an init that was interrupted goes on with the same identifiers.
+type nodeFile struct {
+	Format      int                 `json:"format"`
+	ClusterID   hierarchy.ClusterID `json:"cluster_id"`
+	NodeID      hierarchy.NodeID    `json:"node_id"`
+	Node        string              `json:"node"`
+	RegionID    hierarchy.RegionID  `json:"region_id"`
+	Region      string              `json:"region"`
+	Initialised bool                `json:"initialised"` // set last, when init is complete
+}
+
+func nodePath(dataDir string) string     { return filepath.Join(dataDir, "node.json") }
+func raftDir(dataDir string) string      { return filepath.Join(dataDir, "raft") }
+func auditDir(dataDir string) string     { return filepath.Join(dataDir, "audit") }
+func identityPath(dataDir string) string { return filepath.Join(dataDir, "identity.pub") }
+
+// readNode returns fs.ErrNotExist where init has never run.
+func readNode(dataDir string) (nodeFile, error) {
+	var n nodeFile
+	b, err := os.ReadFile(nodePath(dataDir))
+	if err != nil {
+		return n, err
+	}
+	if err := json.Unmarshal(b, &n); err != nil {
+		return n, fmt.Errorf("%s: %w", nodePath(dataDir), err)
+	}
+	if n.Format != 1 {
+		return n, fmt.Errorf("%s has format %d, this kekd knows 1: use a newer kekd", nodePath(dataDir), n.Format)
+	}
+	return n, nil
+}
+
+// loadNode reads the file of an initialised node that the configuration fits.
+func loadNode(c config, configPath string) (nodeFile, error) {
+	n, err := readNode(c.DataDir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !n.Initialised {
+		return n, fmt.Errorf("%s is not initialised: run\n  kekd init --config %s", c.DataDir, configPath)
+	}
+	if err != nil {
+		return n, err
+	}
+	if n.Node != c.Node.Name || n.Region != c.Node.Region {
+		return n, fmt.Errorf("%s belongs to node %s of region %s, the configuration names %s of %s", c.DataDir, n.Node, n.Region, c.Node.Name, c.Node.Region)
+	}
+	return n, nil
+}
+
+func writeNode(dataDir string, n nodeFile) error {
+	b, err := json.MarshalIndent(n, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFileAtomic(nodePath(dataDir), append(b, '\n'), 0o600)
+}
+
+// writeFileAtomic replaces a file so that after a crash the old or the new one is there, whole:
+// write and fsync a temporary file, rename it, fsync the directory.
+func writeFileAtomic(path string, b []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if _, err = f.Write(b); err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

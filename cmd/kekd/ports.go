@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/custody"
+	"github.com/kekd/kekd/hierarchy/reconcile"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+)
+
+// Here stand the joints: what one part asks for, in terms of what another offers.
+
+// replica is the Raft node as custody sees it.
+type replica struct {
+	*cluster.Node
+	self hierarchy.NodeID
+}
+
+var (
+	errNoLease  = errors.New("no leader has confirmed it yet")
+	errBehind   = errors.New("it is behind what the leader has confirmed")
+	errNoMember = errors.New("this node is not a member of the cluster")
+)
+
+func (r replica) View() custody.View {
+	l := r.Lease() // first: see custody.Replica
+	v := custody.View{State: r.State()}
+	v.Age = r.Now() - l.T0
+	switch _, member := v.State.Node(r.self); {
+	case l.Index == 0:
+		v.Fault = errNoLease
+	case v.State.Index() < l.Index:
+		v.Fault = errBehind
+	case !member:
+		v.Fault = errNoMember
+	}
+	return v
+}
+
+// proposer is the Raft node for those who need no more than to know that a command took effect.
+type proposer struct{ *cluster.Node }
+
+func (p proposer) Propose(ctx context.Context, c *commandpb.Command) error {
+	r, err := p.Node.Propose(ctx, c)
+	return errors.Join(err, r.Err)
+}
+
+// minting tells when a key version can be served.
+type minting struct {
+	raft       *cluster.Node
+	reconciler *reconcile.Reconciler
+	region     hierarchy.RegionID
+}
+
+func (m minting) WaitServable(ctx context.Context, tenant hierarchy.TenantID, key hierarchy.KeyID, version uint32) error {
+	if err := m.reconciler.Settled(ctx, m.raft.State().Revision(), tenant); err != nil {
+		return err
+	}
+	k, ok := m.raft.State().Key(tenant, key)
+	if !ok {
+		return fmt.Errorf("%w: the key", hierarchy.ErrNotFound)
+	}
+	v, ok := k.Version(version)
+	if !ok {
+		return fmt.Errorf("%w: version %d", hierarchy.ErrNotFound, version)
+	}
+	if v.State == hierarchy.PreActive {
+		for _, r := range v.Regions {
+			if !r.Minted {
+				return fmt.Errorf("%w: region %s has not minted version %d yet", hierarchy.ErrHSMUnavailable, m.regionName(r.Region), version)
+			}
+		}
+	}
+	return nil
+}
+
+func (m minting) regionName(id hierarchy.RegionID) string {
+	if r, ok := m.raft.State().Region(id); ok {
+		return r.Name
+	}
+	return id.String()
+}
+
+// status tells how the node is.
+type status struct{ n *node }
+
+// healthTimeout is how long the token may take to say that it is there.
+const healthTimeout = 2 * time.Second
+
+func (s status) Status(ctx context.Context) *kekdv1.Status {
+	n := s.n
+	view := replica{n.raft, n.self.NodeID}.View()
+	st := view.State
+	m := &kekdv1.Status{
+		ClusterId: n.self.ClusterID.String(), NodeId: n.self.NodeID.String(), NodeName: n.self.Node,
+		Region: n.self.Region, Epoch: st.Epoch(), AppliedIndex: st.Index(),
+		Fresh:        view.Fault == nil && view.Age <= st.MinStaleness(),
+		Version:      version(),
+		ClusterTime:  st.Stamp().UnixNano(),
+		AuditHealthy: n.journal.Healthy() == nil,
+		DataDir:      n.config.DataDir,
+		Warnings:     append([]string(nil), n.warnings...),
+	}
+	if r, ok := st.Region(n.self.RegionID); ok {
+		m.Role = r.Role.String()
+	}
+	if leader, ok := n.raft.Leader(); ok {
+		m.Leader = leader.String()
+	}
+	m.Hsm = s.hsm(ctx)
+	if err := n.journal.Healthy(); err != nil {
+		m.Warnings = append(m.Warnings, "audit journal: "+err.Error())
+	}
+	if js := n.journal.Status(); js.SpaceErr != nil {
+		m.Warnings = append(m.Warnings, "audit journal: "+js.SpaceErr.Error())
+	} else if js.SignErr != nil {
+		m.Warnings = append(m.Warnings, "audit journal: its head is not signed: "+js.SignErr.Error())
+	}
+	inventory := n.reconciler.Inventory()
+	m.Hsm.Objects = inventory.Objects
+	for _, missing := range inventory.Missing {
+		m.Warnings = append(m.Warnings, "key version "+missing)
+	}
+	for _, orphan := range inventory.Orphans {
+		m.Warnings = append(m.Warnings, "the token has a key object that the hierarchy does not know: "+orphan)
+	}
+	return m
+}
+
+func (s status) hsm(ctx context.Context) *kekdv1.HSMStatus {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	h := &kekdv1.HSMStatus{}
+	info, err := s.n.token.Info(ctx)
+	if err == nil {
+		h.Label, h.Model, h.Serial = info.Label, info.Model, info.Serial
+		err = s.n.token.Healthy(ctx)
+	}
+	if h.Healthy = err == nil; !h.Healthy {
+		h.Fault = err.Error()
+	}
+	return h
+}
