@@ -14,6 +14,7 @@ var (
 	ErrCapacity     = errors.New("the token is full")
 	ErrDeadline     = errors.New("the token did not answer in time")
 	ErrUnavailable  = errors.New("the token is unavailable")
+	ErrBusy         = errors.New("too much is waiting for the token")
 
 	ErrNoModule     = errors.New("the PKCS#11 module cannot be loaded")
 	ErrNoToken      = errors.New("no token fits the URI")

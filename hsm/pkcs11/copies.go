@@ -54,12 +54,18 @@ func (c *copies) make(s *slot, keys []*entry) {
 		if c.n.Load() >= int64(t.cfg.Copies) && !c.evict(t) {
 			return
 		}
-		if err := c.makeOne(s, e); err != nil {
+		if err := c.makeOne(s, e); err != nil && !passes(err) {
 			t.index.mu.Lock()
 			e.noCopy = true // the token object serves
 			t.index.mu.Unlock()
 		}
 	}
+}
+
+// passes tells an error that says nothing about whether the key can be copied.
+func passes(err error) bool {
+	var code pkcs11.Error
+	return errors.As(err, &code) && (sessionLost(code) || transient(code) || moduleLost(code))
 }
 
 func (c *copies) makeOne(s *slot, e *entry) error {
@@ -141,7 +147,13 @@ func (c *copies) broken(t *Token, err error) error {
 		}
 		return err
 	}
-	_ = t.m.ctx.CloseSession(c.session)
+	c.reset(t)
+	return err
+}
+
+// reset ends the session and all copies with it. The caller holds mu.
+func (c *copies) reset(t *Token) {
+	_ = t.m.ctx.CloseSession(c.session) // it may be gone already
 	c.session, c.orphans = 0, nil
 	t.index.mu.Lock()
 	defer t.index.mu.Unlock()
@@ -149,17 +161,21 @@ func (c *copies) broken(t *Token, err error) error {
 		e.copy = 0
 	}
 	c.n.Store(0)
-	return err
 }
 
-// lost forgets a key's copy that the token does not know any more.
+// lost is told of a key whose copy the token does not know any more: its session is gone, and
+// all copies with it. Their handles are forgotten at once, since a token may give them to
+// other objects.
 func (c *copies) lost(t *Token, e *entry) {
-	t.index.mu.Lock()
-	defer t.index.mu.Unlock()
-	if e.copy != 0 {
-		e.copy = 0
-		e.uses.Store(0)
-		c.n.Add(-1)
+	t.use.Lock()
+	defer t.use.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.index.mu.RLock()
+	known := e.copy != 0
+	t.index.mu.RUnlock()
+	if known {
+		c.reset(t)
 	}
 }
 

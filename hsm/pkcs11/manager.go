@@ -283,37 +283,38 @@ func (t *Token) setUsable(ctx context.Context, s *slot, id hierarchy.ObjectID, u
 	if first, _ := group(found); usable && first.obj.Fault != nil {
 		return first.obj.Fault
 	}
-	changed, err := t.latch(s, id, found, usable)
-	if err != nil || !changed {
+	if err := t.latch(s, id, found, usable); err != nil {
 		return err
 	}
+	// Also if nothing had to be changed: an earlier try may not have come this far.
 	return t.durable(ctx)
 }
 
 // latch destroys the copies and changes the objects, while nothing uses a handle.
-func (t *Token) latch(s *slot, id hierarchy.ObjectID, found []record, usable bool) (changed bool, err error) {
+func (t *Token) latch(s *slot, id hierarchy.ObjectID, found []record, usable bool) error {
 	t.use.Lock()
 	defer t.use.Unlock()
 	if err := t.copies.forget(t, []hierarchy.ObjectID{id}); err != nil {
-		return false, err
+		return err
 	}
 	for i, r := range found {
 		if r.obj.Usable == usable && !r.halfLatched {
 			continue
 		}
 		if err := t.m.ctx.SetAttributeValue(s.session, r.handle, latchTemplate(usable)); err != nil {
-			return changed, failure("set the latch", err)
+			return failure("set the latch", err)
 		}
-		changed = true
-		if found[i], err = t.readChecked(s, r.handle); err != nil {
-			return changed, err
+		again, err := t.readChecked(s, r.handle)
+		if err != nil {
+			return err
 		}
+		found[i] = again
 		if found[i].obj.Usable != usable || found[i].halfLatched {
-			return changed, fmt.Errorf("%w: the token took the latch and did not change it", hsm.ErrUnsupported)
+			return fmt.Errorf("%w: the token took the latch and did not change it", hsm.ErrUnsupported)
 		}
 	}
 	t.take(id, found, false)
-	return changed, nil
+	return nil
 }
 
 // Destroy is [hsm.Manager]'s.
@@ -326,42 +327,41 @@ func (t *Token) destroy(ctx context.Context, s *slot, id hierarchy.ObjectID) err
 	if id == canaryID {
 		return fmt.Errorf("%w: that is the canary", hsm.ErrInvalidInput)
 	}
-	there, err := t.shred(s, id)
-	if err != nil || !there {
+	if err := t.shred(s, id); err != nil {
 		return err
 	}
 	return t.durable(ctx)
 }
 
 // shred destroys the copies and the objects, while nothing uses a handle.
-func (t *Token) shred(s *slot, id hierarchy.ObjectID) (there bool, err error) {
+func (t *Token) shred(s *slot, id hierarchy.ObjectID) error {
 	t.use.Lock()
 	defer t.use.Unlock()
 	if err := t.copies.forget(t, []hierarchy.ObjectID{id}); err != nil {
-		return false, err
+		return err
 	}
 	handles, err := t.m.search(s.session, searchByID(id))
 	if err != nil {
-		return false, err
+		return err
 	}
 	for _, h := range handles {
 		err := t.m.ctx.DestroyObject(s.session, h)
 		var code pkcs11.Error
 		if err != nil && !(errors.As(err, &code) && code == pkcs11.CKR_OBJECT_HANDLE_INVALID) {
-			return true, failure("destroy a key", err)
+			return failure("destroy a key", err)
 		}
 	}
 	left, err := t.m.search(s.session, searchByID(id))
 	if err != nil {
-		return true, err
+		return err
 	}
 	if len(left) > 0 {
-		return true, fmt.Errorf("%w: %s is still there after it was destroyed", hsm.ErrUnavailable, id)
+		return fmt.Errorf("%w: %s is still there after it was destroyed", hsm.ErrUnavailable, id)
 	}
 	t.index.mu.Lock()
 	if e := t.index.byID[id]; e != nil {
 		t.index.drop(e, nil)
 	}
 	t.index.mu.Unlock()
-	return len(handles) > 0, nil
+	return nil
 }

@@ -1,0 +1,34 @@
+// Package worker serves the port of package hsm by child processes: a PKCS#11 module that
+// crashes, hangs or loses its token takes no daemon along.
+//
+// [Open] starts the workers and gives a [Pool], which is a [hsm.Token], [hsm.Manager] and
+// [hsm.Agreer]. [Serve] is what a worker process runs. They talk over a socket pair, in frames
+// that carry many operations each. Nothing here loads a module: what a worker opens is handed
+// to Serve.
+//
+// # What it promises
+//
+// A worker that ends, for whatever reason, is replaced. What was in flight to it is run again by
+// another, since operations leave nothing in the token and changes find what an earlier try
+// made; what has ended three workers is not tried a fourth time. Calls end at their deadline
+// though a worker hangs, and a worker that hangs is killed.
+//
+// A PIN that the token refuses is refused once: nobody logs in again before the daemon is
+// restarted. Replacements come after a growing wait, so that a module that crashes at each start
+// does not log in more often than once in two seconds.
+//
+// Exactly one worker, the manager, changes objects, and its process is gone before the next one
+// begins. The others hear of each change before it is reported.
+//
+// Queues are fair between lanes: a lane that asks for little overtakes what others have piled
+// up, and no lane can fill the queue for the others.
+//
+// No worker outlives its daemon: the kernel kills it (PDEATHSIG), and the end of the socket
+// ends it. Buffers that held data keys are wiped on both sides; what the kernel holds between
+// two processes is out of reach.
+//
+// # What it leaves to others
+//
+// How a worker is started and hardened, where the PIN comes from, how a token is opened and
+// kept on disk, and who may use which key.
+package worker
