@@ -3,7 +3,6 @@ package state
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -417,10 +416,4 @@ func anchorFromPB(m *commandpb.Anchor) (*Anchor, error) {
 		return nil, fmt.Errorf("%w: the signature of an audit anchor has %d bytes, it must have 1 to %d", hierarchy.ErrInvalidArgument, len(a.Signature), maxSignature)
 	}
 	return a, nil
-}
-
-// sorted returns the regions in the order in which placements are kept.
-func sorted(regions []hierarchy.RegionID) []hierarchy.RegionID {
-	slices.SortFunc(regions, func(a, b hierarchy.RegionID) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-	return regions
 }

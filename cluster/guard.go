@@ -1,0 +1,92 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+)
+
+// The guards stand between raft and its stores. An error of a store ends the node before raft sees
+// it: raft takes a failed write as one that had no effect, steps down or tries again, and goes on
+// with its memory ahead of the disk. After a failed fsync nobody knows what the disk holds.
+
+type guardedLog struct {
+	inner raft.LogStore
+	fail  *failure
+}
+
+func (g *guardedLog) must(what string, err error) {
+	if err != nil {
+		g.fail.failForGood(fmt.Errorf("the log store cannot %s: %w", what, err))
+	}
+}
+
+func (g *guardedLog) FirstIndex() (uint64, error) {
+	i, err := g.inner.FirstIndex()
+	g.must("tell its first entry", err)
+	return i, nil
+}
+
+func (g *guardedLog) LastIndex() (uint64, error) {
+	i, err := g.inner.LastIndex()
+	g.must("tell its last entry", err)
+	return i, nil
+}
+
+// GetLog lets ErrLogNotFound pass: raft asks for entries that may have been compacted.
+func (g *guardedLog) GetLog(index uint64, log *raft.Log) error {
+	err := g.inner.GetLog(index, log)
+	if errors.Is(err, raft.ErrLogNotFound) {
+		return raft.ErrLogNotFound
+	}
+	g.must(fmt.Sprintf("read entry %d", index), err)
+	return nil
+}
+
+func (g *guardedLog) StoreLog(log *raft.Log) error { return g.StoreLogs([]*raft.Log{log}) }
+
+func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
+	g.must("write entries", g.inner.StoreLogs(logs))
+	return nil
+}
+
+func (g *guardedLog) DeleteRange(from, to uint64) error {
+	g.must("delete entries", g.inner.DeleteRange(from, to))
+	return nil
+}
+
+type guardedStable struct {
+	inner raft.StableStore
+	fail  *failure
+}
+
+// must lets "not found" pass, which raft knows by its text.
+func (g *guardedStable) must(what string, err error) error {
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return raftboltdb.ErrKeyNotFound
+	}
+	if err != nil {
+		g.fail.failForGood(fmt.Errorf("the stable store cannot %s: %w", what, err))
+	}
+	return nil
+}
+
+func (g *guardedStable) Set(key, value []byte) error {
+	return g.must("write "+string(key), g.inner.Set(key, value))
+}
+
+func (g *guardedStable) Get(key []byte) ([]byte, error) {
+	v, err := g.inner.Get(key)
+	return v, g.must("read "+string(key), err)
+}
+
+func (g *guardedStable) SetUint64(key []byte, value uint64) error {
+	return g.must("write "+string(key), g.inner.SetUint64(key, value))
+}
+
+func (g *guardedStable) GetUint64(key []byte) (uint64, error) {
+	v, err := g.inner.GetUint64(key)
+	return v, g.must("read "+string(key), err)
+}

@@ -1,0 +1,108 @@
+package lease
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Renewer has the leader prove itself.
+type Renewer interface {
+	// Renew returns the index of a Tick that the leader proposed after the call, and applied as
+	// committed in its own term, once this node's state machine has reached that index. Anything
+	// else is an error, and proves nothing.
+	Renew(ctx context.Context) (index uint64, err error)
+}
+
+// Keeper renews a node's lease.
+type Keeper struct {
+	clock    Clock
+	renewer  Renewer
+	interval func() time.Duration
+	log      *slog.Logger
+
+	current atomic.Pointer[Lease]
+	kick    chan struct{}
+
+	mu      sync.Mutex
+	renewed chan struct{} // closed at the next renewal; nil if nobody waits
+}
+
+// NewKeeper makes a keeper that asks at each interval, which is read anew every time.
+func NewKeeper(clock Clock, renewer Renewer, interval func() time.Duration, log *slog.Logger) *Keeper {
+	k := &Keeper{clock: clock, renewer: renewer, interval: interval, log: log, kick: make(chan struct{}, 1)}
+	k.current.Store(&Lease{})
+	return k
+}
+
+// Current is the lease as it was last renewed. Whether it still proves anything is for
+// [Lease.Fresh] to say.
+func (k *Keeper) Current() Lease { return *k.current.Load() }
+
+// Kick asks for a renewal at once: there is a new leader, or a request met a lease that had run out.
+func (k *Keeper) Kick() {
+	select {
+	case k.kick <- struct{}{}:
+	default: // one is asked for already
+	}
+}
+
+// Renewed is closed at the next renewal.
+func (k *Keeper) Renewed() <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.renewed == nil {
+		k.renewed = make(chan struct{})
+	}
+	return k.renewed
+}
+
+// renewTimeout bounds one try, so that a leader which does not answer is asked again.
+const renewTimeout = time.Second
+
+// Run renews until ctx ends.
+func (k *Keeper) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-k.kick:
+		}
+		err := k.renew(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		switch {
+		case err != nil && !failing:
+			k.log.Warn("the lease is not renewed; this node serves until it runs out", "error", err)
+		case err == nil && failing:
+			k.log.Info("the lease is renewed again")
+		}
+		failing = err != nil
+		timer.Reset(k.interval())
+	}
+}
+
+func (k *Keeper) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+	defer cancel()
+	t0 := k.clock.Now() // before anything is asked
+	index, err := k.renewer.Renew(ctx)
+	if err != nil {
+		return err
+	}
+	k.current.Store(&Lease{T0: t0, Index: index})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.renewed != nil {
+		close(k.renewed)
+		k.renewed = nil
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+package lease_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kekd/kekd/cluster/lease"
+)
+
+func TestFresh(t *testing.T) {
+	const s = time.Second
+	l := lease.Lease{T0: 100 * s, Index: 7}
+	for _, c := range []struct {
+		name  string
+		lease lease.Lease
+		now   time.Duration
+		index uint64
+		max   time.Duration
+		want  bool
+	}{
+		{"new", l, 100 * s, 7, 2 * s, true},
+		{"later state", l, 101 * s, 9, 2 * s, true},
+		{"just in time", l, 102 * s, 7, 2 * s, true},
+		{"a moment too late", l, 102*s + 1, 7, 2 * s, false},
+		{"for one who allows more", l, 102*s + 1, 7, time.Hour, true},
+		{"state behind the lease", l, 100 * s, 6, 2 * s, false},
+		{"no lease", lease.Lease{}, 0, 7, 24 * time.Hour, false},
+		{"no lease, empty state", lease.Lease{}, 0, 0, 24 * time.Hour, false},
+		{"clock gone back", l, 100*s - 1, 7, 2 * s, false},
+	} {
+		if got := c.lease.Fresh(c.now, c.index, c.max); got != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestInterval(t *testing.T) {
+	for max, want := range map[time.Duration]time.Duration{
+		time.Second: 125 * time.Millisecond, 2 * time.Second: 250 * time.Millisecond, 24 * time.Hour: 250 * time.Millisecond,
+	} {
+		if got := lease.Interval(max); got != want {
+			t.Errorf("%v: got %v, want %v", max, got, want)
+		}
+	}
+}
+
+func TestAgeClock(t *testing.T) {
+	var clock lease.AgeClock
+	wall, age := time.Now(), clock.Now()
+	var wg sync.WaitGroup
+	for range 2 * runtime.NumCPU() {
+		wg.Go(func() {
+			last := clock.Now()
+			for range 50_000 {
+				now := clock.Now()
+				if now < last {
+					t.Errorf("went from %v back to %v", last, now)
+					return
+				}
+				last = now
+			}
+		})
+	}
+	wg.Wait()
+	passed, aged := time.Since(wall), clock.Now()-age
+	if diff := (passed - aged).Abs(); diff > passed/10+10*time.Millisecond {
+		t.Errorf("%v passed by the process's clock, %v by the age clock", passed, aged)
+	}
+}
+
+// BenchmarkAgeClock is what every request pays twice.
+func BenchmarkAgeClock(b *testing.B) {
+	var clock lease.AgeClock
+	for b.Loop() {
+		clock.Now()
+	}
+}
+
+// fake is a clock and a leader, in the time of a synctest bubble.
+type fake struct {
+	start time.Time
+	took  time.Duration
+	fails int             // from this renewal on; 0: never
+	asked []time.Duration // when
+}
+
+func (f *fake) Now() time.Duration { return time.Since(f.start) }
+
+func (f *fake) Renew(ctx context.Context) (uint64, error) {
+	f.asked = append(f.asked, f.Now())
+	select {
+	case <-time.After(f.took):
+		if f.fails > 0 && len(f.asked) >= f.fails {
+			return 99, errors.New("no leader")
+		}
+		return uint64(len(f.asked)), nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+func keep(t *testing.T, f *fake) (*lease.Keeper, context.CancelFunc) {
+	f.start = time.Now()
+	k := lease.NewKeeper(f, f, func() time.Duration { return 250 * time.Millisecond }, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	go k.Run(ctx)
+	return k, cancel
+}
+
+func TestKeeper(t *testing.T) {
+	const ms = time.Millisecond
+	t.Run("counts from before it asked", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			k, stop := keep(t, &fake{took: 100 * ms})
+			defer stop()
+			if got := k.Current(); got != (lease.Lease{}) {
+				t.Errorf("before the first renewal the lease is %+v", got)
+			}
+			<-k.Renewed()
+			if got, want := k.Current(), (lease.Lease{T0: 0, Index: 1}); got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			<-k.Renewed()
+			if got, want := k.Current(), (lease.Lease{T0: 350 * ms, Index: 2}); got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	})
+	t.Run("a failure renews nothing", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{took: 10 * ms, fails: 2}
+			k, stop := keep(t, f)
+			defer stop()
+			<-k.Renewed()
+			had := k.Current()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if got := k.Current(); got != had {
+				t.Errorf("the lease became %+v", got)
+			}
+			if len(f.asked) < 4 {
+				t.Errorf("asked at %v only", f.asked)
+			}
+		})
+	})
+	t.Run("asks again when nobody answers", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{took: time.Hour}
+			_, stop := keep(t, f)
+			defer stop()
+			time.Sleep(3 * time.Second)
+			synctest.Wait()
+			if len(f.asked) != 3 {
+				t.Errorf("asked at %v, want three times", f.asked)
+			}
+		})
+	})
+	t.Run("at once when kicked", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{took: 10 * ms}
+			k, stop := keep(t, f)
+			defer stop()
+			<-k.Renewed()
+			time.Sleep(20 * ms)
+			k.Kick()
+			<-k.Renewed()
+			if got := f.asked[1]; got != 30*ms {
+				t.Errorf("asked again at %v, want 30ms", got)
+			}
+		})
+	})
+}
