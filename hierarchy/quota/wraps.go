@@ -20,7 +20,7 @@ import (
 // key that is seldom used, then doubling, so that a busy one asks seldom.
 const (
 	firstBlock = 1 << 16
-	lastBlock  = 1 << 24
+	lastBlock  = 1 << 24 // state.MaxReservation
 )
 
 // reserveTimeout bounds one reservation. It goes on when the caller that caused it has left,

@@ -34,8 +34,8 @@ const (
 // Hierarchy is the replicated state, and the way to change it.
 type Hierarchy interface {
 	State() *state.State
-	// Changed returns a channel that is closed at a later change than any that a State called
-	// after it shows.
+	// Changed returns a channel that is closed at the next change of the revision: at a later
+	// one than any that a State called after it shows.
 	Changed() <-chan struct{}
 	Propose(ctx context.Context, c *commandpb.Command) error
 	IsLeader() bool
@@ -121,7 +121,7 @@ func (r *Reconciler) pass(ctx context.Context) (failed bool) {
 		if _, there := open[st.tenant.ID]; !there {
 			open[st.tenant.ID] = nil
 		}
-		if r.raft.State().Index() != s.Index() && st.action == mint {
+		if r.raft.State().Revision() != s.Revision() && st.action == mint {
 			continue // something may have been closed meanwhile: that comes first
 		}
 		if err := r.take(ctx, s, st); err != nil {

@@ -1,0 +1,342 @@
+package reconcile_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/hsm"
+)
+
+const (
+	disabled = commandpb.TenantState_TENANT_STATE_DISABLED
+	enabled  = commandpb.TenantState_TENANT_STATE_ENABLED
+)
+
+func TestMintsWhatWasCreated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		r.create("acme", "orders", 0)
+		if err := settled(t.Context(), r, rec, "acme"); err != nil {
+			t.Fatal(err)
+		}
+		v := r.key("acme", "orders").Newest()
+		if v.State != hierarchy.Active || v.Regions[0].Object != hierarchy.KEKObjectID(cluster, hierarchy.TenantID{ID: id("acme")}, hierarchy.KeyID{ID: id("key acmeorders")}, 1, region, 1) {
+			t.Fatalf("%+v", v)
+		}
+		if got := k.objects[v.Regions[0].Object].Label; got != "kekd/acme/orders/v1/kek" {
+			t.Fatalf("label %q", got)
+		}
+	})
+}
+
+// Copies go before the latch: a latch cannot reach them.
+func TestLatchesWhatWasDisabled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		r.create("acme", "orders", 0)
+		r.create("globex", "orders", 0)
+		_ = settled(t.Context(), r, rec, "acme")
+		_ = settled(t.Context(), r, rec, "globex")
+		acme, globex := r.key("acme", "orders").Newest().Regions[0].Object, r.key("globex", "orders").Newest().Regions[0].Object
+
+		k.calls = nil
+		if err := r.setTenant("acme", disabled); err != nil {
+			t.Fatal(err)
+		}
+		if err := settled(t.Context(), r, rec, "acme"); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(k.calls, []string{"forget", "usable=false"}) {
+			t.Fatalf("calls: %v", k.calls)
+		}
+		if k.usable(acme) || !k.usable(globex) {
+			t.Fatal("the wrong objects are latched")
+		}
+		if err := r.setTenant("acme", enabled); err != nil {
+			t.Fatal(err)
+		}
+		if err := settled(t.Context(), r, rec, "acme"); err != nil || !k.usable(acme) {
+			t.Fatalf("enabled, and the object is usable: %v; %v", k.usable(acme), err)
+		}
+	})
+}
+
+func TestLatchesASuspendedVersionAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		r.create("acme", "orders", 0)
+		_ = settled(t.Context(), r, rec, "acme")
+		if err := r.rotate("acme", "orders", 1); err != nil {
+			t.Fatal(err)
+		}
+		_ = settled(t.Context(), r, rec, "acme")
+		if err := r.setVersion("acme", "orders", 1, commandpb.VersionAction_VERSION_ACTION_SUSPEND); err != nil {
+			t.Fatal(err)
+		}
+		if err := settled(t.Context(), r, rec, "acme"); err != nil {
+			t.Fatal(err)
+		}
+		versions := r.key("acme", "orders").Versions
+		if k.usable(versions[0].Regions[0].Object) || !k.usable(versions[1].Regions[0].Object) {
+			t.Fatal("the wrong version is latched")
+		}
+		// What is compromised opens for rewrap.
+		if err := r.setVersion("acme", "orders", 1, commandpb.VersionAction_VERSION_ACTION_COMPROMISE); err != nil {
+			t.Fatal(err)
+		}
+		if err := settled(t.Context(), r, rec, "acme"); err != nil || !k.usable(versions[0].Regions[0].Object) {
+			t.Fatalf("a compromised version cannot be rewrapped: %v", err)
+		}
+	})
+}
+
+func TestATokenThatCannotLatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		k.noLatch = true
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		r.create("acme", "orders", 0)
+		_ = settled(t.Context(), r, rec, "acme")
+		for range 3 {
+			_ = r.setTenant("acme", disabled)
+			if err := settled(t.Context(), r, rec, "acme"); err != nil {
+				t.Fatal(err)
+			}
+			_ = r.setTenant("acme", enabled)
+			if err := settled(t.Context(), r, rec, "acme"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(slices.DeleteFunc(slices.Clone(k.calls), func(c string) bool { return c != "usable=false" })); n != 1 {
+			t.Fatalf("it was asked %d times", n)
+		}
+	})
+}
+
+// What a crash left under a version's ID is destroyed only after the hierarchy has given the
+// attempt up.
+func TestStartsASpoiltMintingAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		first := hierarchy.KEKObjectID(cluster, hierarchy.TenantID{ID: id("acme")}, hierarchy.KeyID{ID: id("key acmeorders")}, 1, region, 1)
+		k.halfMade[first] = true
+		k.objects[first] = hsm.Object{ID: first, RawID: first[:], Label: "kekd/acme/orders/v1/kek", Fault: hsm.ErrKeyRefused}
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		r.create("acme", "orders", 0)
+		if err := settled(t.Context(), r, rec, "acme"); err != nil {
+			t.Fatal(err)
+		}
+		v := r.key("acme", "orders").Newest()
+		if v.State != hierarchy.Active || v.Attempt != 2 || !slices.Equal(k.destroyed, []hierarchy.ObjectID{first}) {
+			t.Fatalf("version %+v; destroyed %v", v, k.destroyed)
+		}
+	})
+}
+
+func TestOnlyTheMintingNodeChangesObjects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, other)
+		defer stop()
+		r.create("acme", "orders", 0)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := rec.Settled(ctx, r.State().Revision(), hierarchy.TenantID{ID: id("acme")}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("another node's work counts as done: %v", err)
+		}
+		if k.generated != 0 {
+			t.Fatal("it minted")
+		}
+	})
+}
+
+func TestASickTokenIsToldToWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		synctest.Wait()
+		k.mu.Lock()
+		k.fault = func() fault { return before }
+		k.mu.Unlock()
+		r.create("acme", "orders", 0)
+		err := settled(t.Context(), r, rec, "acme")
+		if !errors.Is(err, errFault) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v", err)
+		}
+		k.mu.Lock()
+		k.fault = func() fault { return none }
+		k.mu.Unlock()
+		if err := settled(t.Context(), r, rec, "acme"); err != nil {
+			t.Fatalf("after it healed: %v", err)
+		}
+	})
+}
+
+func TestRotatesWhatIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		r.create("acme", "by-period", 24*time.Hour)
+		r.create("acme", "by-use", 0)
+		r.create("acme", "by-hand", 0)
+		r.create("closed", "by-period", 24*time.Hour)
+		_ = settled(t.Context(), r, rec, "acme")
+		_ = settled(t.Context(), r, rec, "closed")
+		_ = r.setTenant("closed", disabled)
+		for range state.RotateAtWraps / state.MaxReservation {
+			r.must(&commandpb.Command{Body: &commandpb.Command_ReserveWraps{ReserveWraps: &commandpb.ReserveWraps{
+				TenantId: tenantID("acme"), KeyId: keyID("acmeby-use"), Version: 1, RegionId: region.ID[:], NodeId: self.ID[:], Count: state.MaxReservation,
+			}}})
+		}
+
+		time.Sleep(time.Minute) // of synctest's clock; cluster time stands still
+		if n := len(r.key("acme", "by-period").Versions); n != 1 {
+			t.Fatalf("rotated by the node's own clock: %d versions", n)
+		}
+		if err := r.apply(&commandpb.Command{Body: &commandpb.Command_Tick{Tick: &commandpb.Tick{}}}, r.State().Stamp().Add(24*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for key, want := range map[string]int{"by-period": 2, "by-use": 2, "by-hand": 1} {
+			if k := r.key("acme", key); len(k.Versions) != want || k.Newest().State != hierarchy.Active {
+				t.Errorf("%s has %d versions, want %d; newest is %s", key, len(k.Versions), want, k.Newest().State)
+			}
+		}
+		if n := len(r.key("closed", "by-period").Versions); n != 1 {
+			t.Errorf("a disabled tenant's key was rotated")
+		}
+		if c := r.key("acme", "by-use").Newest().Cause; c != state.CauseUse {
+			t.Errorf("cause %v", c)
+		}
+	})
+}
+
+func TestInventory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		rec, stop := run(t.Context(), r, k, k, self)
+		for _, key := range []string{"lost", "swapped", "broken", "fine"} {
+			r.create("acme", key, 0)
+		}
+		_ = settled(t.Context(), r, rec, "acme")
+		stop()
+		object := func(key string) hierarchy.ObjectID { return r.key("acme", key).Newest().Regions[0].Object }
+		delete(k.objects, object("lost"))
+		o := k.objects[object("swapped")]
+		o.Check[0] ^= 1
+		k.objects[o.ID] = o
+		o = k.objects[object("broken")]
+		o.Fault = hsm.ErrKeyRefused
+		k.objects[o.ID] = o
+		orphan := hierarchy.ObjectID{9}
+		k.objects[orphan] = hsm.Object{ID: orphan, RawID: orphan[:], Label: "kekd/gone/orders/v1/kek"}
+		foreign := hierarchy.ObjectID{8}
+		k.objects[foreign] = hsm.Object{ID: foreign, RawID: foreign[:], Label: "somebody else's"}
+
+		rec, stop = run(t.Context(), r, k, k, self)
+		defer stop()
+		synctest.Wait()
+		inv := rec.Inventory()
+		if len(inv.Missing) != 3 || !slices.Equal(inv.Orphans, []string{"kekd/gone/orders/v1/kek"}) {
+			t.Fatalf("%+v", inv)
+		}
+	})
+}
+
+// Whatever is interrupted wherever, when the faults end every version has exactly one object, of
+// its last attempt, usable exactly when the hierarchy says so.
+func TestComesToTheSameEndThroughAnyFaults(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		synctest.Test(t, func(t *testing.T) {
+			r, k := newReplicated(), newToken()
+			faulty := true
+			draws := rapid.SliceOfN(rapid.IntRange(0, 5), 200, 200).Draw(rt, "faults")
+			next := 0
+			some := func() fault {
+				if !faulty || next >= len(draws) {
+					return none
+				}
+				next++
+				return fault(max(0, draws[next-1]-3)) // a third each way of those above 3
+			}
+			r.fault, k.fault = some, some
+			rec, stop := run(t.Context(), r, k, k, self)
+			tenants := []string{"acme", "globex"}
+			for _, tenant := range tenants {
+				r.create(tenant, "orders", 0)
+			}
+			for range rapid.IntRange(1, 12).Draw(rt, "steps") {
+				tenant := rapid.SampledFrom(tenants).Draw(rt, "tenant")
+				key := r.key(tenant, "orders")
+				n := uint32(rapid.IntRange(1, len(key.Versions)).Draw(rt, "version"))
+				switch rapid.IntRange(0, 6).Draw(rt, "what") {
+				case 0:
+					_ = r.setTenant(tenant, disabled)
+				case 1:
+					_ = r.setTenant(tenant, enabled)
+				case 2:
+					_ = r.rotate(tenant, "orders", key.Newest().Number)
+				case 3:
+					_ = r.setVersion(tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_SUSPEND)
+				case 4:
+					_ = r.setVersion(tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_RESUME)
+				case 5: // the process is killed and started again
+					stop()
+					rec, stop = run(t.Context(), r, k, k, self)
+				case 6:
+					time.Sleep(time.Duration(rapid.IntRange(1, 3000).Draw(rt, "ms")) * time.Millisecond)
+				}
+				synctest.Wait()
+			}
+			k.mu.Lock()
+			faulty = false
+			k.mu.Unlock()
+			stop() // a restart lists the token anew
+			rec, stop = run(t.Context(), r, k, k, self)
+			defer stop()
+			for _, tenant := range tenants {
+				if err := settled(t.Context(), r, rec, tenant); err != nil {
+					rt.Fatalf("%s: %v", tenant, err)
+				}
+			}
+			want := map[hierarchy.ObjectID]bool{}
+			for _, name := range tenants {
+				tenant, _ := r.State().TenantByName(name)
+				for _, v := range r.key(name, "orders").Versions {
+					if v.State == hierarchy.PreActive || !v.Regions[0].Minted {
+						rt.Fatalf("%s@%d is %s", name, v.Number, v.State)
+					}
+					want[v.Regions[0].Object] = tenant.State == hierarchy.TenantEnabled && v.State != hierarchy.Suspended
+				}
+			}
+			for o, usable := range want {
+				if got, there := k.objects[o]; !there || got.Usable != usable {
+					rt.Fatalf("object %s: there %v, usable %v, want %v", o, there, got.Usable, usable)
+				}
+			}
+			if len(k.objects) != len(want) {
+				rt.Fatalf("the token has %d objects, the hierarchy %d", len(k.objects), len(want))
+			}
+		})
+	})
+}
