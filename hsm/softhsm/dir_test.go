@@ -51,14 +51,14 @@ func TestCreateRefusesWhatIsThere(t *testing.T) {
 	if diff := cmp.Diff(before, tree(t, path, true)); diff != "" {
 		t.Error(diff)
 	}
-	empty := t.TempDir()
+	empty := scratch(t)
 	if _, err := softhsm.Create(empty); !errors.Is(err, softhsm.ErrExists) {
 		t.Errorf("over an empty directory: %v", err)
 	}
 }
 
 func TestOpenRefuses(t *testing.T) {
-	if _, err := softhsm.Open(t.TempDir()); !errors.Is(err, softhsm.ErrMissing) {
+	if _, err := softhsm.Open(scratch(t)); !errors.Is(err, softhsm.ErrMissing) {
 		t.Errorf("an empty directory: %v", err)
 	}
 	for _, lost := range []string{"tokens", "shadow", "quarantine", "lock", "change.lock", "softhsm2.conf"} {

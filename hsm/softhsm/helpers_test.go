@@ -170,16 +170,37 @@ func with(commands ...string) []string { return append(use[:len(use):len(use)], 
 func newToken(t *testing.T, commands ...string) (*softhsm.Dir, string) {
 	t.Helper()
 	d, path := newDir(t)
+	initToken(t, path, commands...)
+	return d, path
+}
+
+func initToken(t *testing.T, path string, commands ...string) {
+	t.Helper()
 	drive(t, path, "attach", "init t")
 	if len(commands) > 0 {
 		drive(t, path, with(commands...)...)
 	}
-	return d, path
+}
+
+// scratch is a directory in memory where there is one: an fsync costs nothing there.
+func scratch(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "softhsm-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func newDir(t *testing.T) (*softhsm.Dir, string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "softhsm")
+	return newDirIn(t, scratch(t))
+}
+
+func newDirIn(t *testing.T, parent string) (*softhsm.Dir, string) {
+	t.Helper()
+	path := filepath.Join(parent, "softhsm")
 	d, err := softhsm.Create(path)
 	if err != nil {
 		t.Fatal(err)

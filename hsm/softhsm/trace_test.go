@@ -350,7 +350,7 @@ func (tr trace) safeFirst(command, dir, token, object string) error {
 // record runs every scenario in one driver, traced.
 func record(t *testing.T, binary func() (string, error), env ...string) (tr trace, dir, token string) {
 	t.Helper()
-	tmp := t.TempDir()
+	tmp := scratch(t)
 	dir, out := filepath.Join(tmp, "softhsm"), filepath.Join(tmp, "trace")
 	traced := start(t, binary, dir, env, "strace", "-f", "-y", "-s", "64", "-o", out, "--seccomp-bpf",
 		"-e", "trace=openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat")
