@@ -240,6 +240,26 @@ func (k *token) Forget(_ context.Context, ids []hierarchy.ObjectID) error {
 	})
 }
 
+// faults sets what goes wrong with the calls to come, of the token and of whoever asks nextFault.
+func (k *token) faults(list []fault) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fault = func() fault {
+		if len(list) == 0 {
+			return none
+		}
+		f := list[0]
+		list = list[1:]
+		return f
+	}
+}
+
+func (k *token) nextFault() fault {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fault()
+}
+
 func (k *token) usable(id hierarchy.ObjectID) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -3,6 +3,7 @@ package reconcile_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -263,80 +264,94 @@ func TestInventory(t *testing.T) {
 	})
 }
 
+// move is one thing that happens to the hierarchy, to the process or to time.
+type move struct {
+	tenant string
+	what   int
+	pick   int // of the key's versions
+	wait   time.Duration
+}
+
 // Whatever is interrupted wherever, when the faults end every version has exactly one object, of
 // its last attempt, usable exactly when the hierarchy says so.
 func TestComesToTheSameEndThroughAnyFaults(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		synctest.Test(t, func(t *testing.T) {
-			r, k := newReplicated(), newToken()
-			faulty := true
-			draws := rapid.SliceOfN(rapid.IntRange(0, 5), 200, 200).Draw(rt, "faults")
-			next := 0
-			some := func() fault {
-				if !faulty || next >= len(draws) {
-					return none
-				}
-				next++
-				return fault(max(0, draws[next-1]-3)) // a third each way of those above 3
-			}
-			r.fault, k.fault = some, some
-			rec, stop := run(t.Context(), r, k, k, self)
-			tenants := []string{"acme", "globex"}
-			for _, tenant := range tenants {
-				r.create(tenant, "orders", 0)
-			}
-			for range rapid.IntRange(1, 12).Draw(rt, "steps") {
-				tenant := rapid.SampledFrom(tenants).Draw(rt, "tenant")
-				key := r.key(tenant, "orders")
-				n := uint32(rapid.IntRange(1, len(key.Versions)).Draw(rt, "version"))
-				switch rapid.IntRange(0, 6).Draw(rt, "what") {
-				case 0:
-					_ = r.setTenant(tenant, disabled)
-				case 1:
-					_ = r.setTenant(tenant, enabled)
-				case 2:
-					_ = r.rotate(tenant, "orders", key.Newest().Number)
-				case 3:
-					_ = r.setVersion(tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_SUSPEND)
-				case 4:
-					_ = r.setVersion(tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_RESUME)
-				case 5: // the process is killed and started again
-					stop()
-					rec, stop = run(t.Context(), r, k, k, self)
-				case 6:
-					time.Sleep(time.Duration(rapid.IntRange(1, 3000).Draw(rt, "ms")) * time.Millisecond)
-				}
-				synctest.Wait()
-			}
-			k.mu.Lock()
-			faulty = false
-			k.mu.Unlock()
-			stop() // a restart lists the token anew
-			rec, stop = run(t.Context(), r, k, k, self)
-			defer stop()
-			for _, tenant := range tenants {
-				if err := settled(t.Context(), r, rec, tenant); err != nil {
-					rt.Fatalf("%s: %v", tenant, err)
-				}
-			}
-			want := map[hierarchy.ObjectID]bool{}
-			for _, name := range tenants {
-				tenant, _ := r.State().TenantByName(name)
-				for _, v := range r.key(name, "orders").Versions {
-					if v.State == hierarchy.PreActive || !v.Regions[0].Minted {
-						rt.Fatalf("%s@%d is %s", name, v.Number, v.State)
-					}
-					want[v.Regions[0].Object] = tenant.State == hierarchy.TenantEnabled && v.State != hierarchy.Suspended
-				}
-			}
-			for o, usable := range want {
-				if got, there := k.objects[o]; !there || got.Usable != usable {
-					rt.Fatalf("object %s: there %v, usable %v, want %v", o, there, got.Usable, usable)
-				}
-			}
-			if len(k.objects) != len(want) {
-				rt.Fatalf("the token has %d objects, the hierarchy %d", len(k.objects), len(want))
-			}
-		})
+	moves := rapid.Custom(func(rt *rapid.T) move {
+		return move{
+			tenant: rapid.SampledFrom([]string{"acme", "globex"}).Draw(rt, "tenant"),
+			what:   rapid.IntRange(0, 6).Draw(rt, "what"),
+			pick:   rapid.IntRange(0, 9).Draw(rt, "pick"),
+			wait:   time.Duration(rapid.IntRange(1, 3000).Draw(rt, "ms")) * time.Millisecond,
+		}
 	})
+	rapid.Check(t, func(rt *rapid.T) {
+		faults := rapid.SliceOfN(rapid.SampledFrom([]fault{none, none, before, after}), 200, 200).Draw(rt, "faults")
+		script := rapid.SliceOfN(moves, 1, 12).Draw(rt, "moves")
+		var err error // rapid has to be told outside of the bubble
+		synctest.Test(t, func(t *testing.T) { err = endsWell(t.Context(), faults, script) })
+		if err != nil {
+			rt.Fatal(err)
+		}
+	})
+}
+
+func endsWell(ctx context.Context, faults []fault, script []move) error {
+	r, k := newReplicated(), newToken()
+	k.faults(faults)
+	r.fault = k.nextFault
+	_, stop := run(ctx, r, k, k, self)
+	tenants := []string{"acme", "globex"}
+	for _, tenant := range tenants {
+		r.create(tenant, "orders", 0)
+	}
+	for _, m := range script {
+		key := r.key(m.tenant, "orders")
+		n := uint32(1 + m.pick%len(key.Versions))
+		switch m.what {
+		case 0:
+			_ = r.setTenant(m.tenant, disabled)
+		case 1:
+			_ = r.setTenant(m.tenant, enabled)
+		case 2:
+			_ = r.rotate(m.tenant, "orders", key.Newest().Number)
+		case 3:
+			_ = r.setVersion(m.tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_SUSPEND)
+		case 4:
+			_ = r.setVersion(m.tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_RESUME)
+		case 5: // the process is killed and started again
+			stop()
+			_, stop = run(ctx, r, k, k, self)
+		case 6:
+			time.Sleep(m.wait) // of synctest's clock
+		}
+		synctest.Wait()
+	}
+	k.faults(nil)
+	stop() // a restart lists the token anew
+	rec, stop := run(ctx, r, k, k, self)
+	defer stop()
+	for _, tenant := range tenants {
+		if err := settled(ctx, r, rec, tenant); err != nil {
+			return fmt.Errorf("%s: %w", tenant, err)
+		}
+	}
+
+	want := map[hierarchy.ObjectID]bool{}
+	for _, name := range tenants {
+		tenant, _ := r.State().TenantByName(name)
+		for _, v := range r.key(name, "orders").Versions {
+			if v.State == hierarchy.PreActive || !v.Regions[0].Minted {
+				return fmt.Errorf("%s@%d is %s", name, v.Number, v.State)
+			}
+			want[v.Regions[0].Object] = tenant.State == hierarchy.TenantEnabled && v.State != hierarchy.Suspended
+		}
+	}
+	for o, usable := range want {
+		if got, there := k.objects[o]; !there || got.Usable != usable {
+			return fmt.Errorf("object %s: there %v, usable %v, want %v", o, there, got.Usable, usable)
+		}
+	}
+	if len(k.objects) != len(want) {
+		return fmt.Errorf("the token has %d objects, the hierarchy %d", len(k.objects), len(want))
+	}
+	return nil
 }
