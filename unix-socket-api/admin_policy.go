@@ -1,0 +1,111 @@
+package socketapi
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/policy"
+	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+)
+
+func (a *adminService) AllowPolicy(ctx context.Context, m *kekdv1.AllowPolicyRequest) (*kekdv1.Rule, error) {
+	if m.Rule == nil {
+		return nil, fmt.Errorf("%w: no rule is given", hierarchy.ErrInvalidArgument)
+	}
+	ops, err := hierarchy.ParseOps(strings.Join(m.Rule.Ops, ","))
+	if err != nil {
+		return nil, err
+	}
+	rule := &commandpb.Rule{Service: m.Rule.Service, Pattern: m.Rule.Pattern, Ops: uint32(ops), RequireReason: m.Rule.RequireReason}
+	for _, q := range m.Rule.RequiredContext {
+		rule.RequiredContext = append(rule.RequiredContext, &commandpb.RequiredContext{Key: q.Key, Value: q.Value})
+	}
+	r := AdminRecord{Kind: "policy-allow", Service: rule.Service, Detail: fmt.Sprintf("%s %s", rule.Pattern, ops)}
+	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
+		return &commandpb.Command{Body: &commandpb.Command_AllowPolicy{AllowPolicy: &commandpb.AllowPolicy{Rule: rule}}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, now := range done.state.Rules(rule.Service) {
+		if now.Pattern.String() == rule.Pattern {
+			return ruleMessage(&now), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: the rule was taken back meanwhile", hierarchy.ErrNotFound)
+}
+
+func (a *adminService) RevokePolicy(ctx context.Context, m *kekdv1.RevokePolicyRequest) (*kekdv1.RevokePolicyResponse, error) {
+	r := AdminRecord{Kind: "policy-revoke", Service: m.Service, Detail: m.Pattern}
+	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
+		return &commandpb.Command{Body: &commandpb.Command_RevokePolicy{RevokePolicy: &commandpb.RevokePolicy{
+			Service: m.Service, Pattern: m.Pattern,
+		}}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &kekdv1.RevokePolicyResponse{Index: done.index}, nil
+}
+
+func (a *adminService) ListPolicies(_ context.Context, m *kekdv1.ListPoliciesRequest) (*kekdv1.ListPoliciesResponse, error) {
+	s := a.Hierarchy.State()
+	if m.Service != "" {
+		if _, err := serviceByName(s, m.Service); err != nil {
+			return nil, err
+		}
+	}
+	list := &kekdv1.ListPoliciesResponse{}
+	for _, r := range s.Rules(m.Service) {
+		list.Rules = append(list.Rules, ruleMessage(&r))
+	}
+	return list, nil
+}
+
+// ExplainPolicy decides a request that nobody made. It speaks of the rules alone: whether the
+// tenant is disabled, or the key exists, is asked after them.
+func (a *adminService) ExplainPolicy(_ context.Context, m *kekdv1.ExplainPolicyRequest) (*kekdv1.ExplainPolicyResponse, error) {
+	s := a.Hierarchy.State()
+	if _, err := serviceByName(s, m.Service); err != nil {
+		return nil, err
+	}
+	key, err := hierarchy.ParseKeyName(m.Key)
+	if err != nil {
+		return nil, err
+	}
+	op, err := hierarchy.ParseOp(m.Op)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := hierarchy.NewContext(contextOf(m.Context)...)
+	if err != nil {
+		return nil, err
+	}
+	d := s.PolicySet(m.Service).Decide(policy.Request{Op: op, Key: key, Context: sealed, Reason: m.Reason})
+	resp := &kekdv1.ExplainPolicyResponse{Allowed: d.Allowed, Reason: d.Reason}
+	if d.Rule != nil {
+		resp.Rule = ruleMessage(d.Rule)
+	}
+	return resp, nil
+}
+
+func ruleMessage(r *policy.Rule) *kekdv1.Rule {
+	m := &kekdv1.Rule{Service: r.Service, Pattern: r.Pattern.String(), RequireReason: r.RequireReason}
+	for _, op := range hierarchy.AllOps {
+		if r.Ops.Has(op) {
+			m.Ops = append(m.Ops, op.String())
+		}
+	}
+	for _, q := range r.Required {
+		required := &kekdv1.RequiredContext{Key: q.Key}
+		if !q.AnyValue {
+			required.Value = &q.Value
+		}
+		m.RequiredContext = append(m.RequiredContext, required)
+	}
+	return m
+}

@@ -1,0 +1,250 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/kekd/kekd/unix-socket-api/apierr"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+	"google.golang.org/grpc"
+)
+
+const (
+	// maxUnderWay is how many messages may be unanswered. While they are, calls gather, and
+	// the next message takes them all: nobody waits for company, and few travel alone. More
+	// than one, so that a batch with a slow member does not hold up everybody.
+	maxUnderWay = 4
+	// maxBytes bounds a message well below the daemon's limit of 1 MiB.
+	maxBytes = 512 << 10
+)
+
+// coalescer puts the calls of many goroutines on one stream of batches.
+type coalescer struct {
+	api  kekdv1.KeyServiceClient
+	ctx  context.Context // ends with the client
+	stop context.CancelFunc
+	wake chan struct{} // of size 1: there may be something to send
+
+	mu       sync.Mutex
+	running  bool
+	closed   bool
+	queue    []*call
+	underWay map[uint64][]*call // by message ID
+	lastID   uint64
+}
+
+// call is one operation of one caller.
+type call struct {
+	op      *kekdv1.Operation
+	size    int
+	retried bool
+	settled atomic.Bool // by the result, or by the caller who has gone
+	done    chan Result // of size 1
+}
+
+// finish hands the result over, or wipes it if nobody is there to take it.
+func (c *call) finish(r Result) {
+	if c.settled.CompareAndSwap(false, true) {
+		c.done <- r
+	} else {
+		clear(r.Plaintext)
+	}
+}
+
+func newCoalescer(api kekdv1.KeyServiceClient) *coalescer {
+	c := &coalescer{api: api, wake: make(chan struct{}, 1), underWay: make(map[uint64][]*call)}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c
+}
+
+var errClosed = apierr.From(context.Canceled)
+
+func (c *coalescer) do(ctx context.Context, op *kekdv1.Operation) Result {
+	k := &call{op: op, size: op.SizeVT(), done: make(chan Result, 1)}
+	if !c.enqueue(k) {
+		return Result{Err: errClosed}
+	}
+	select {
+	case r := <-k.done:
+		return r
+	case <-ctx.Done():
+		if k.settled.CompareAndSwap(false, true) {
+			return Result{Err: apierr.From(ctx.Err())}
+		}
+		return <-k.done // it came just now
+	}
+}
+
+func (c *coalescer) enqueue(k *call) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.queue = append(c.queue, k)
+	if !c.running {
+		c.running = true
+		go c.run()
+	}
+	c.signal()
+	return true
+}
+
+func (c *coalescer) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *coalescer) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.stop()
+	c.fail(errClosed)
+}
+
+// run sends what has gathered, on one stream after another.
+func (c *coalescer) run() {
+	for c.ctx.Err() == nil {
+		select {
+		case <-c.wake:
+		case <-c.ctx.Done():
+			return
+		}
+		if !c.waiting() {
+			continue
+		}
+		if err := c.stream(); err != nil {
+			c.fail(err)
+		}
+	}
+}
+
+func (c *coalescer) waiting() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) > 0
+}
+
+// stream opens a stream and sends on it until it breaks. What it returns keeps the queue from
+// being served at all; a stream that broke returns nothing, and the next may fare better.
+func (c *coalescer) stream() error {
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	s, err := c.api.Stream(ctx)
+	if err != nil {
+		return err
+	}
+	broken := make(chan error, 1)
+	go func() { broken <- c.receive(s) }()
+	c.signal()
+	for {
+		select {
+		case <-c.wake:
+		case err := <-broken:
+			c.putBack(err)
+			c.signal()
+			return nil
+		}
+		for {
+			m := c.next()
+			if m == nil || s.Send(m) != nil {
+				break // if it is broken the receiver has the reason
+			}
+		}
+	}
+}
+
+// next makes a message of what has gathered; nil if there is nothing, or enough is under way.
+func (c *coalescer) next() *kekdv1.BatchRequest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 || len(c.underWay) >= maxUnderWay {
+		return nil
+	}
+	var calls []*call
+	m := &kekdv1.BatchRequest{}
+	taken, bytes := 0, 0
+	for _, k := range c.queue {
+		if len(calls) == MaxBatch || len(calls) > 0 && bytes+k.size > maxBytes {
+			break
+		}
+		taken++
+		if k.settled.Load() {
+			continue
+		}
+		bytes += k.size
+		calls = append(calls, k)
+		m.Operations = append(m.Operations, k.op)
+	}
+	clear(c.queue[:taken])
+	c.queue = c.queue[taken:]
+	if len(calls) == 0 {
+		return nil
+	}
+	c.lastID++
+	m.Id = c.lastID
+	c.underWay[m.Id] = calls
+	return m
+}
+
+// receive hands results out until the stream breaks, and returns why it did.
+func (c *coalescer) receive(s grpc.BidiStreamingClient[kekdv1.BatchRequest, kekdv1.BatchResponse]) error {
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		calls := c.underWay[m.Id]
+		delete(c.underWay, m.Id)
+		c.mu.Unlock()
+		c.signal()
+		rs, err := results(m, len(calls))
+		for i, k := range calls {
+			if err != nil {
+				k.finish(Result{Err: err})
+			} else {
+				k.finish(rs[i])
+			}
+		}
+	}
+}
+
+// putBack queues again, once, what was under way on a stream that broke because nobody is
+// there; whatever broke it otherwise would do so again.
+func (c *coalescer) putBack(err error) {
+	e, ok := errors.AsType[*Error](err)
+	if !ok { // io.EOF: the daemon ended a stream that nobody closed
+		e = errAnswer
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var queue []*call
+	for _, calls := range c.underWay {
+		for _, k := range calls {
+			if e.Code == apierr.CodeUnavailable && !k.retried && !c.closed {
+				k.retried = true
+				queue = append(queue, k)
+			} else {
+				k.finish(Result{Err: e})
+			}
+		}
+	}
+	clear(c.underWay)
+	c.queue = append(queue, c.queue...)
+}
+
+// fail ends all that waits.
+func (c *coalescer) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.queue {
+		k.finish(Result{Err: err})
+	}
+	c.queue = nil
+}

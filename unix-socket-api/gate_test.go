@@ -1,0 +1,219 @@
+package socketapi_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy/custody"
+	socketapi "github.com/kekd/kekd/unix-socket-api"
+	"github.com/kekd/kekd/unix-socket-api/client"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+	"google.golang.org/grpc"
+)
+
+// TestCallsPerUID: a uid at its limit is refused at once, and another is served.
+func TestCallsPerUID(t *testing.T) {
+	h := holding("slow")
+	s := startKeys(t, h, func(l *socketapi.Limits) { l.CallsPerUID = 3 })
+	api := kekdv1.NewKeyServiceClient(raw(t, s.path))
+	ctx := soon(t)
+	var calls sync.WaitGroup
+	for range 3 {
+		calls.Go(func() {
+			if _, err := api.Unwrap(ctx, &kekdv1.UnwrapRequest{Envelope: []byte("slow")}); err != nil {
+				t.Errorf("within the limit: %v", err)
+			}
+		})
+		<-h.arrived
+	}
+	if _, err := api.Unwrap(ctx, &kekdv1.UnwrapRequest{}); code(err) != "RATE_LIMITED" {
+		t.Errorf("over the limit: %v", err)
+	}
+	stream, err := api.Stream(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); code(err) != "RATE_LIMITED" {
+		t.Errorf("a stream over the limit: %v", err)
+	}
+	if _, result := callAs(t, "unwrap", s.path, 54321, 54321); result != "OK" {
+		t.Errorf("another uid: %s", result)
+	}
+	close(h.release)
+	calls.Wait()
+	if _, err := api.Unwrap(ctx, &kekdv1.UnwrapRequest{}); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestCallsOfAll(t *testing.T) {
+	h := holding("slow")
+	s := startKeys(t, h, func(l *socketapi.Limits) { l.Calls = 1 })
+	api := kekdv1.NewKeyServiceClient(raw(t, s.path))
+	ctx := soon(t)
+	first := make(chan error, 1)
+	go func() { first <- second(api.Unwrap(ctx, &kekdv1.UnwrapRequest{Envelope: []byte("slow")})) }()
+	<-h.arrived
+	if _, result := callAs(t, "unwrap", s.path, 54321, 54321); result != "CAPACITY" {
+		t.Errorf("another uid: %s", result)
+	}
+	close(h.release)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpsPerUID: an allowance that is used up refuses a batch and a stream's message, and a
+// connection that comes and goes buys no second one.
+func TestOpsPerUID(t *testing.T) {
+	h := holding("slow")
+	s := startKeys(t, h, func(l *socketapi.Limits) { l.OpsPerUID = custody.MaxBatch })
+	conn := raw(t, s.path)
+	ctx, cancel := context.WithCancel(soon(t))
+	first := make(chan error, 1)
+	go func() {
+		first <- second(kekdv1.NewKeyServiceClient(conn).Batch(ctx, unwraps(custody.MaxBatch, "slow")))
+	}()
+	<-h.arrived
+
+	api := kekdv1.NewKeyServiceClient(raw(t, s.path))
+	if _, err := api.Batch(soon(t), unwraps(1, "x")); code(err) != "RATE_LIMITED" {
+		t.Errorf("a batch: %v", err)
+	}
+	if _, err := api.Unwrap(soon(t), &kekdv1.UnwrapRequest{}); code(err) != "RATE_LIMITED" {
+		t.Errorf("alone: %v", err)
+	}
+	stream := openStream(t, s.path)
+	send(t, stream, 1, 1, "x")
+	if m := receive(t, stream); m.Error.GetCode() != "RATE_LIMITED" || m.Error.GetHint() == "" {
+		t.Errorf("on a stream: %v", m)
+	}
+	if _, result := callAs(t, "unwrap", s.path, 54321, 54321); result != "OK" {
+		t.Errorf("another uid: %s", result)
+	}
+
+	close(h.release)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	cancel()
+	send(t, stream, 2, custody.MaxBatch, "x")
+	if m := receive(t, stream); m.Error != nil {
+		t.Errorf("afterwards: %v", m.Error)
+	}
+}
+
+// dead waits until the server has closed a connection.
+func dead(t *testing.T, c net.Conn) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is still open")
+	}
+}
+
+// TestConnsPerUID: connections over the limit are closed at once, and those of others are taken.
+func TestConnsPerUID(t *testing.T) {
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.ConnsPerUID = 2; l.HandshakeTimeout = time.Minute })
+	var open []net.Conn
+	for range 3 {
+		c, err := net.Dial("unix", s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		open = append(open, c)
+	}
+	dead(t, open[2])
+	if _, result := callAs(t, "unwrap", s.path, 54321, 54321); result != "OK" {
+		t.Errorf("another uid: %s", result)
+	}
+	open[0].Close()
+	eventually(t, "there is room again", func() bool {
+		c, err := client.Dial(s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, err = c.Unwrap(soon(t), []byte("x"), client.Options{})
+		return err == nil
+	})
+}
+
+// TestHalfOpenConnections: who says nothing is hung up on, and holds up nobody meanwhile.
+func TestHalfOpenConnections(t *testing.T) {
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.HandshakeTimeout = 300 * time.Millisecond })
+	var open []net.Conn
+	for range 200 {
+		c, err := net.Dial("unix", s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		open = append(open, c)
+	}
+	for i := range 100 { // half of them begin, and do not go on
+		open[i].Write([]byte("PRI * HTTP/2.0\r\n"))
+	}
+	c := dial(t, s.path)
+	for range 100 {
+		if _, err := c.Unwrap(soon(t), []byte("x"), client.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range open {
+		dead(t, c)
+	}
+	if _, err := c.Unwrap(soon(t), []byte("x"), client.Options{}); err != nil {
+		t.Errorf("the one that speaks: %v", err)
+	}
+}
+
+// TestUnreadAnswers: unary calls whose answers are not read do not fill the daemon's memory. The
+// connection is refused further calls, and is closed in the end.
+func TestUnreadAnswers(t *testing.T) {
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.Unsent, l.SendTimeout = 1<<20, 100*time.Millisecond })
+	conn, err := grpc.NewClient("unix:"+s.path, grpc.WithTransportCredentials(insecureCredentials), grpc.WithStaticStreamWindowSize(64<<10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	// Batch, without ever receiving: each leaves half a MiB behind, of which the window has room
+	// for an eighth.
+	unread := func() grpc.ClientStream {
+		st, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, kekdv1.KeyService_Batch_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.SendMsg(dataKeys(128)); err != nil {
+			t.Fatal(err)
+		}
+		st.CloseSend()
+		return st
+	}
+	for range 4 {
+		unread()
+	}
+	api := kekdv1.NewKeyServiceClient(conn)
+	var last string
+	eventually(t, "calls are refused", func() bool {
+		_, err := api.Unwrap(soon(t), &kekdv1.UnwrapRequest{})
+		last = code(err)
+		return last == "RATE_LIMITED"
+	})
+	eventually(t, "the connection is closed", func() bool {
+		_, err := api.Unwrap(soon(t), &kekdv1.UnwrapRequest{})
+		return code(err) == "UNAVAILABLE" || err == nil // a new connection is a new start
+	})
+	if _, err := dial(t, s.path).Unwrap(soon(t), []byte("x"), client.Options{}); err != nil {
+		t.Errorf("another connection: %v", err)
+	}
+}

@@ -1,0 +1,133 @@
+package socketapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/kekd/kekd/hierarchy"
+	"golang.org/x/sys/unix"
+)
+
+// Listener is a Unix socket in the file system. Closing it removes the file, if the file is
+// still this listener's.
+type Listener struct {
+	*net.UnixListener
+	path  string
+	file  os.FileInfo
+	close sync.Once
+}
+
+// Listen makes a socket with this mode and group; a negative group leaves the process's own.
+// What a dead daemon left at the path is replaced. A socket that somebody listens on, and
+// anything that is not a socket, stays, and the error says so: [hierarchy.ErrAlreadyExists].
+func Listen(path string, mode fs.FileMode, group int) (*Listener, error) {
+	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
+		return nil, fmt.Errorf("%w: socket path %s has %d bytes, the kernel takes %d", hierarchy.ErrInvalidArgument, path, len(path), len(unix.RawSockaddrUnix{}.Path)-1)
+	}
+	unlock, err := lockDir(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	defer unlock()
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+
+	// A socket's file gets the mode of the descriptor, less the umask: nobody else can connect
+	// before the group and the mode are what was asked for.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, chmod)
+	}}
+	l, err := config.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	lis := &Listener{UnixListener: l.(*net.UnixListener), path: path}
+	lis.SetUnlinkOnClose(false) // it would remove a successor's as well
+	if err := lis.own(mode, group); err != nil {
+		lis.UnixListener.Close()
+		os.Remove(path) // the lock is held: it is ours
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return lis, nil
+}
+
+func (l *Listener) own(mode fs.FileMode, group int) (err error) {
+	if group >= 0 {
+		if err := os.Lchown(l.path, -1, group); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(l.path, mode); err != nil {
+		return err
+	}
+	l.file, err = os.Lstat(l.path)
+	return err
+}
+
+// Close stops listening and removes the socket's file.
+func (l *Listener) Close() error {
+	err := net.ErrClosed
+	l.close.Do(func() {
+		err = l.UnixListener.Close()
+		unlock, lockErr := lockDir(filepath.Dir(l.path))
+		if lockErr != nil {
+			return // the directory is gone, and the file with it
+		}
+		defer unlock()
+		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
+			os.Remove(l.path)
+		}
+	})
+	return err
+}
+
+// removeStale removes a socket that nobody listens on. The directory's lock is held, so nobody
+// begins to listen in between.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("socket %s: %w", path, err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%w: %s is there and is not a socket; remove it, or configure another path", hierarchy.ErrAlreadyExists, path)
+	}
+	c, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		c.Close()
+		return fmt.Errorf("%w: another process listens on %s; stop it, or configure another path", hierarchy.ErrAlreadyExists, path)
+	case !errors.Is(err, unix.ECONNREFUSED): // a full backlog, for one, is a living socket
+		return fmt.Errorf("%w: %s: cannot tell whether another process listens on it: %w", hierarchy.ErrAlreadyExists, path, err)
+	}
+	return os.Remove(path)
+}
+
+// lockDir makes the look at a path and what follows from it one step among daemons that want
+// sockets in the same directory.
+func lockDir(dir string) (unlock func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		switch err := unix.Flock(int(d.Fd()), unix.LOCK_EX); {
+		case err == nil:
+			return func() { d.Close() }, nil
+		case !errors.Is(err, unix.EINTR):
+			d.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+	}
+}

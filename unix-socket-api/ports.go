@@ -1,0 +1,79 @@
+package socketapi
+
+import (
+	"context"
+	"iter"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+)
+
+// What administration asks of the node. Whoever wires the daemon joins them.
+
+// Hierarchy is the replicated hierarchy as this node sees it.
+type Hierarchy interface {
+	// State is this node's copy.
+	State() *state.State
+	// Propose brings a command to the cluster. When it returns without an error, State has
+	// the command in it, and the result says whether it took effect. An error that wraps
+	// [hierarchy.ErrOutcomeUnknown] leaves that open; any other means that it did not.
+	Propose(ctx context.Context, c *commandpb.Command) (state.Result, error)
+}
+
+// Minting tells when a key version has its objects.
+type Minting interface {
+	// WaitServable returns when the version is active and this node can use it, or with the
+	// reason why that will not be. If the context ends, the error says what is lacking.
+	WaitServable(ctx context.Context, tenant hierarchy.TenantID, key hierarchy.KeyID, version uint32) error
+}
+
+// AuditLog is this node's journal.
+type AuditLog interface {
+	// Append returns when the record is durable, with its sequence.
+	Append(ctx context.Context, r AdminRecord) (uint64, error)
+	// Tail yields the last records, in the order in which they were written, and with follow
+	// those to come, without a gap, until the context ends. A zero tenant means all records of
+	// the node. What it yields are lines of the journal, without the line break; a slice is
+	// valid until the next one.
+	Tail(ctx context.Context, tenant hierarchy.TenantID, last int, follow bool) iter.Seq2[[]byte, error]
+	// Verify checks the journal against its signed heads and the anchors in the hierarchy.
+	// That a fault was found is no error.
+	Verify(ctx context.Context) (*kekdv1.VerifyAuditResponse, error)
+}
+
+// AdminRecord is what the journal is told of an administrative operation: once when it was
+// asked for, and once what became of it.
+type AdminRecord struct {
+	Kind    string // "tenant-create", "key-rotate", ...
+	Outcome AdminOutcome
+	Caller  hierarchy.Principal
+	Command hierarchy.CommandID
+
+	Tenant     hierarchy.TenantID // zero: none, or one that does not exist yet
+	TenantName string
+	Key        string // the key's name within the tenant
+	Version    uint32
+	Service    string
+
+	Code   string // why not: the stable code of the error
+	Reason string // the operator's words
+	Detail string // the daemon's words: what was asked for beyond the names
+	Of     uint64 // the sequence of the record of the request
+}
+
+// AdminOutcome is what became of an administrative operation.
+type AdminOutcome string
+
+const (
+	AdminRequested AdminOutcome = "requested" // allowed, and about to be proposed
+	AdminOK        AdminOutcome = "ok"
+	AdminDenied    AdminOutcome = "denied" // by this socket
+	AdminFailed    AdminOutcome = "failed" // by the hierarchy, or unknown: the code tells
+)
+
+// Node tells how this node is.
+type Node interface {
+	Status(ctx context.Context) *kekdv1.Status
+}

@@ -1,0 +1,277 @@
+package socketapi_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/custody"
+	socketapi "github.com/kekd/kekd/unix-socket-api"
+	"github.com/kekd/kekd/unix-socket-api/client"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+)
+
+// held is a custody in which operations on some envelopes wait until they are let go.
+type held struct {
+	fakeCustody
+	arrived chan string
+	release chan struct{}
+}
+
+func holding(envelope string) *held {
+	h := &held{arrived: make(chan string, 10_000), release: make(chan struct{})}
+	h.before = func(ctx context.Context, _ hierarchy.Principal, reqs []custody.Request) {
+		if string(reqs[0].Envelope) == envelope {
+			h.arrived <- envelope
+			select {
+			case <-h.release:
+			case <-ctx.Done():
+			}
+		}
+	}
+	return h
+}
+
+func openStream(t testing.TB, path string) kekdv1.KeyService_StreamClient {
+	t.Helper()
+	s, err := kekdv1.NewKeyServiceClient(raw(t, path)).Stream(soon(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func send(t testing.TB, s kekdv1.KeyService_StreamClient, id uint64, n int, envelope string) {
+	t.Helper()
+	m := unwraps(n, envelope)
+	m.Id = id
+	if err := s.Send(m); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func receive(t testing.TB, s kekdv1.KeyService_StreamClient) *kekdv1.BatchResponse {
+	t.Helper()
+	m, err := s.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestAnswersComeAsTheyAreDone(t *testing.T) {
+	h := holding("slow")
+	s := openStream(t, startKeys(t, h, nil).path)
+	send(t, s, 1, 2, "slow")
+	<-h.arrived
+	send(t, s, 2, 1, "fast")
+	if m := receive(t, s); m.Id != 2 || len(m.Results) != 1 {
+		t.Fatalf("first came %d with %d results", m.Id, len(m.Results))
+	}
+	close(h.release)
+	if m := receive(t, s); m.Id != 1 || len(m.Results) != 2 {
+		t.Fatalf("then came %d with %d results", m.Id, len(m.Results))
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+// TestManySmallMessages: however they are gathered on the way, each gets its own answer.
+func TestManySmallMessages(t *testing.T) {
+	largest := 0
+	c := &fakeCustody{}
+	gate := make(chan struct{}, 1)
+	c.before = func(_ context.Context, _ hierarchy.Principal, reqs []custody.Request) {
+		gate <- struct{}{}
+		largest = max(largest, len(reqs))
+		<-gate
+	}
+	server := startKeys(t, c, nil)
+	s := openStream(t, server.path)
+	const n = 5000
+	go func() {
+		for i := range n {
+			m := unwraps(1+i%3, fmt.Sprint(i))
+			m.Id = uint64(i)
+			if s.Send(m) != nil {
+				return
+			}
+		}
+		s.CloseSend()
+	}()
+	seen := make(map[uint64]bool)
+	for range n {
+		m := receive(t, s)
+		if seen[m.Id] || len(m.Results) != 1+int(m.Id)%3 {
+			t.Fatalf("answer %d, seen before: %v, with %d results", m.Id, seen[m.Id], len(m.Results))
+		}
+		seen[m.Id] = true
+		for _, r := range m.Results {
+			if got := string(r.GetUnwrap().GetPlaintext()); got != fmt.Sprint(m.Id) {
+				t.Fatalf("answer %d is that of %s", m.Id, got)
+			}
+		}
+	}
+	if _, err := s.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %v", err)
+	}
+	if largest < 2 || largest > custody.MaxBatch {
+		t.Errorf("at most %d operations went together", largest)
+	}
+}
+
+// TestBadMessageOnAStream: the stream goes on.
+func TestBadMessageOnAStream(t *testing.T) {
+	s := openStream(t, startKeys(t, &fakeCustody{}, nil).path)
+	var got []string
+	for i, n := range []int{0, custody.MaxBatch + 1, custody.MaxBatch} {
+		send(t, s, uint64(i), n, "x")
+		m := receive(t, s)
+		if m.Id != uint64(i) {
+			t.Fatalf("answer %d to %d", m.Id, i)
+		}
+		got = append(got, fmt.Sprintf("%s %d", m.Error.GetCode(), len(m.Results)))
+	}
+	if diff := cmp.Diff([]string{"INVALID_ARGUMENT 0", "INVALID_ARGUMENT 0", " 1024"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestStreamIsBounded: over its limit the stream is not read from, and its sender waits.
+func TestStreamIsBounded(t *testing.T) {
+	h := holding("slow")
+	s := openStream(t, startKeys(t, h, func(l *socketapi.Limits) { l.StreamMessages = 8 }).path)
+	sent := make(chan int, 1_000_000)
+	go func() {
+		for i := range cap(sent) {
+			m := unwraps(1, "slow")
+			m.Id = uint64(i)
+			if s.Send(m) != nil {
+				break
+			}
+			sent <- i
+		}
+		close(sent)
+	}()
+	// It is stuck when nothing more was sent for a while.
+	for last := -1; last != len(sent); {
+		last = len(sent)
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-s.Context().Done():
+			t.Fatal("the time is over, and it still sends")
+		}
+	}
+	if n := len(h.arrived); n < 1 || n > 8 {
+		t.Errorf("%d messages are in custody", n)
+	}
+	if len(sent) == cap(sent) {
+		t.Error("all were sent")
+	}
+	close(h.release)
+	for range 100 {
+		receive(t, s)
+	}
+}
+
+// TestUnreadStream: who does not read its answers is cut off after a while, with what it holds
+// given back.
+func TestUnreadStream(t *testing.T) {
+	server := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) {
+		l.SendTimeout = 300 * time.Millisecond
+		l.OpsPerUID, l.Ops, l.StreamOps = 2*custody.MaxBatch, 2*custody.MaxBatch, 2*custody.MaxBatch
+	})
+	s := openStream(t, server.path)
+	go func() {
+		for i := range uint64(100_000) {
+			m := dataKeys(custody.MaxBatch)
+			m.Id = i
+			if s.Send(m) != nil {
+				return
+			}
+		}
+	}()
+	other := dial(t, server.path)
+	all := make([]client.Operation, custody.MaxBatch)
+	for i := range all {
+		all[i] = client.Operation{Op: hierarchy.OpUnwrap, Envelope: []byte("x")}
+	}
+	eventually(t, "the stream holds its uid's whole allowance", func() bool {
+		return code(second(other.Unwrap(soon(t), []byte("x"), client.Options{}))) == "RATE_LIMITED"
+	})
+	eventually(t, "what it held is free again", func() bool { return second(other.Batch(soon(t), all)) == nil })
+	// The reason waits behind the answers.
+	err := error(nil)
+	for err == nil {
+		_, err = s.Recv()
+	}
+	if code(err) != "RATE_LIMITED" {
+		t.Errorf("the stream ended with %v", err)
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	h := holding("slow")
+	server := startKeys(t, h, nil)
+	server.SetServing(true)
+	s := openStream(t, server.path)
+	send(t, s, 1, 1, "slow")
+	<-h.arrived
+	watch, err := grpc_health_v1.NewHealthClient(raw(t, server.path)).Watch(soon(t), &grpc_health_v1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := watch.Recv(); err != nil || m.Status != grpc_health_v1.HealthCheckResponse_SERVING {
+		t.Fatalf("health: %v, %v", m, err)
+	}
+
+	down := make(chan struct{})
+	go func() {
+		server.Shutdown(soon(t))
+		close(down)
+	}()
+	if m, err := watch.Recv(); err != nil || m.Status != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health: %v, %v", m, err)
+	}
+	select {
+	case <-down:
+		t.Fatal("it did not wait for what is in flight")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(h.release)
+	if m := receive(t, s); m.Id != 1 || m.Error != nil {
+		t.Errorf("what was in flight got %v", m)
+	}
+	if _, err := s.Recv(); status.Code(err) != codes.Unavailable || code(err) != "UNAVAILABLE" {
+		t.Errorf("the stream ended with %v", err)
+	}
+	<-down
+}
+
+// TestShutdownIsBounded: custody does not come back, until its context ends.
+func TestShutdownIsBounded(t *testing.T) {
+	h := holding("slow")
+	server := startKeys(t, h, nil)
+	failed := make(chan error, 1)
+	api := kekdv1.NewKeyServiceClient(raw(t, server.path))
+	go func() { failed <- second(api.Unwrap(soon(t), &kekdv1.UnwrapRequest{Envelope: []byte("slow")})) }()
+	<-h.arrived
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	server.Shutdown(ctx)
+	if err := <-failed; code(err) != "UNAVAILABLE" {
+		t.Errorf("the call ended with %v", err)
+	}
+}
