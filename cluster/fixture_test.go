@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
@@ -110,4 +111,14 @@ func failed(t testing.TB, n *cluster.Node) error {
 		t.Fatal("the node does not fail")
 		return nil
 	}
+}
+
+// copied is a directory as a killed process leaves it: this process still holds the original.
+func copied(t testing.TB, dir string) string {
+	t.Helper()
+	to := t.TempDir()
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return to
 }

@@ -46,32 +46,44 @@ type Clock interface {
 // where Go's system calls took 450 ns for each, and every request reads it twice.
 type AgeClock struct{}
 
-// slept is the time that the machine has slept, as it was last measured; it moves only when the
-// machine sleeps. Taking it anew at each reading would let the clock go back by as much as two
-// measurements differ.
-var slept atomic.Int64
+func (AgeClock) Now() time.Duration { return ages.now() }
 
-// precise is how close the bounds of a measurement of slept have to be. Two readings of a clock are
-// some 50 ns apart.
-const precise = 2 * time.Microsecond
+var ages = ageReader{read: ageClocks}
 
-func (AgeClock) Now() time.Duration {
-	raw, low, high := ageClocks()
-	known := slept.Load()
-	if low <= known && known <= high {
+// ageReader adds up what read gives: the raw clock, and bounds of the time slept.
+type ageReader struct {
+	read func() (raw, low, high int64)
+	// slept is the time that the machine has slept, as it was last measured; it moves only when the
+	// machine sleeps. Taking it anew at each reading would let the clock go back by as much as two
+	// measurements differ.
+	slept atomic.Int64
+}
+
+// How close the bounds of slept have to be to measure it, and to believe that it is what it was. Two
+// readings of a clock are some 50 ns apart.
+const (
+	precise = 2 * time.Microsecond
+	wide    = time.Millisecond
+)
+
+func (r *ageReader) now() time.Duration {
+	raw, low, high := r.read()
+	known := r.slept.Load()
+	// Wider bounds could hide a sleep that is shorter than the pause between the readings.
+	if low <= known && known <= high && time.Duration(high-low) <= wide {
 		return time.Duration(raw + known)
 	}
 	for tries := 0; time.Duration(high-low) > precise && tries < 100; tries++ {
 		best := low
-		raw, low, high = ageClocks()
+		raw, low, high = r.read()
 		low = max(low, best)
 	}
 	// The lower bound: what is known never exceeds the truth, so it only grows, and the clock with
 	// it. Of several who measure at once one is believed.
-	for low > known && !slept.CompareAndSwap(known, low) {
-		known = slept.Load()
+	for low > known && !r.slept.CompareAndSwap(known, low) {
+		known = r.slept.Load()
 	}
-	return time.Duration(raw + slept.Load())
+	return time.Duration(raw + r.slept.Load())
 }
 
 func ageClocks() (raw, low, high int64) {

@@ -74,6 +74,38 @@ func TestAgeClock(t *testing.T) {
 	}
 }
 
+// The machine sleeps, and the process is stopped in the middle of a reading: the first counts, the
+// second does not, and neither takes the clock back.
+func TestAgeClockCountsSleep(t *testing.T) {
+	const width = 100 // of a good measurement
+	var raw, slept, blur int64
+	now := lease.NewAgeReader(func() (int64, int64, int64) {
+		defer func() { blur = 0 }()
+		return raw, slept - width/2 - blur, slept + width/2 + blur
+	})
+	hour := int64(time.Hour)
+	last := time.Duration(-1 << 62)
+	for i, step := range []struct{ raw, slept, blur, want int64 }{
+		{10, 0, 0, 10},
+		{20, 0, 0, 20},
+		{30, 0, hour, 30},                      // stopped for an hour, and no sleep
+		{40, hour, 0, hour + 40},               // slept
+		{50, hour, hour, hour + 50},            // stopped, after the sleep
+		{60, 2 * hour, 10 * hour, 2*hour + 60}, // slept, and stopped longer than that while it was measured
+		{70, 2 * hour, 0, 2*hour + 70},
+	} {
+		raw, slept, blur = step.raw, step.slept, step.blur
+		got := now()
+		if got < last {
+			t.Errorf("step %d: went from %v back to %v", i, last, got)
+		}
+		last = got
+		if (got - time.Duration(step.want)).Abs() > width {
+			t.Errorf("step %d: got %v, want %v", i, got, time.Duration(step.want))
+		}
+	}
+}
+
 // BenchmarkAgeClock is what every request pays twice.
 func BenchmarkAgeClock(b *testing.B) {
 	var clock lease.AgeClock
