@@ -1,0 +1,115 @@
+package audit
+
+import (
+	"fmt"
+	"time"
+)
+
+// flusher is the one who writes. It takes whatever is pending and makes it durable with one
+// sync, and does not wait for more to come.
+func (j *Journal) flusher() {
+	defer close(j.flusherDone)
+	for {
+		select {
+		case <-j.wakeFlusher:
+			j.flushPending()
+		case <-j.stopFlusher:
+			j.flushPending()
+			return
+		case <-j.failed:
+			return
+		}
+	}
+}
+
+func (j *Journal) flushPending() {
+	j.mu.Lock()
+	g := j.pending
+	if j.err != nil || g.size == 0 {
+		j.mu.Unlock()
+		return
+	}
+	g.last = j.head.Sequence
+	j.pending = newGroup(j.cur, j.off, j.spare)
+	j.spare = nil
+	j.busy, j.flushed = true, time.Now()
+	j.wakeAppenders()
+	j.mu.Unlock()
+
+	// No lock is held from here on, so whoever appends meanwhile is in the next group. An
+	// error is final: after a failed sync the kernel may call the pages clean that it could
+	// not write, and a second sync would then succeed.
+	err := j.write(g)
+
+	j.mu.Lock()
+	j.busy = false
+	if err != nil {
+		j.fail(err)
+		err = j.err
+	} else {
+		j.durable = g.last
+		if j.lastData > j.signed && j.durable-j.signed >= j.opts.CheckpointRecords {
+			wake(j.wakeSealer)
+		}
+		if buf := g.chunks[0].buf; cap(buf) <= maxSpare && len(g.lines) == 0 {
+			j.spare = buf[:0]
+		}
+	}
+	j.mu.Unlock()
+	g.finish(err)
+	if err == nil && len(g.lines) > 0 {
+		j.deliver(g)
+	}
+}
+
+// write makes a group durable, segment after segment.
+func (j *Journal) write(g *group) error {
+	for i, c := range g.chunks {
+		if len(c.buf) == 0 {
+			continue
+		}
+		if !c.seg.published {
+			if err := j.publish(c.seg); err != nil {
+				return err
+			}
+		}
+		if _, err := c.seg.f.WriteAt(c.buf, c.off); err != nil {
+			return fmt.Errorf("writing %s: %w", segmentName(c.seg.first), err)
+		}
+		if err := c.seg.f.Datasync(); err != nil {
+			return fmt.Errorf("syncing %s: %w", segmentName(c.seg.first), err)
+		}
+		if i > 0 {
+			j.retire(g.chunks[i-1])
+		}
+	}
+	return nil
+}
+
+// publish gives a segment its name before its first record is written. Only the flusher
+// changes the names of segments.
+func (j *Journal) publish(seg *segment) error {
+	name := segmentName(seg.first)
+	if err := j.dir.rename(nextName, name); err != nil {
+		return fmt.Errorf("naming %s: %w", name, err)
+	}
+	if err := j.dir.sync(); err != nil {
+		return fmt.Errorf("naming %s: %w", name, err)
+	}
+	j.mu.Lock()
+	seg.published = true
+	j.mu.Unlock()
+	wake(j.wakePreparer)
+	return nil
+}
+
+// retire closes a segment that is full, once what follows it is durable. The zeros at its end
+// go, so that it is plain JSON lines; a crash before that leaves them, and they do no harm.
+func (j *Journal) retire(c chunk) {
+	if err := c.seg.f.Truncate(c.off + int64(len(c.buf))); err != nil {
+		j.opts.Log.Warn("audit journal: the zeros at the end of a full segment stay", "segment", segmentName(c.seg.first), "error", err)
+	}
+	if err := c.seg.f.Close(); err != nil {
+		j.opts.Log.Warn("audit journal: closing a full segment", "segment", segmentName(c.seg.first), "error", err)
+	}
+}

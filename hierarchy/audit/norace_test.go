@@ -1,0 +1,6 @@
+//go:build !race
+
+package audit_test
+
+// stride: every record is tampered with.
+const stride = 1

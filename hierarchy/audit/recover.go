@@ -1,0 +1,212 @@
+package audit
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/kekd/kekd/hierarchy"
+)
+
+// ErrCorrupt is a journal that a crash alone cannot have left so.
+var ErrCorrupt = errors.New("the audit journal is corrupt")
+
+// recover reads where the journal stands, and puts right what a crash left at its end. It
+// returns in words what it cut off.
+func (j *Journal) recover() (cuts []string, err error) {
+	// A segment that was made ready is not worth checking. Its name is needed.
+	if err := j.dir.remove(nextName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("audit journal: %w", err)
+	}
+	firsts, err := j.dir.segments()
+	if err != nil {
+		return nil, err
+	}
+	if len(firsts) == 0 {
+		return nil, fmt.Errorf("%w: there is no audit journal in %s", hierarchy.ErrNotFound, j.dir.path)
+	}
+	last := len(firsts) - 1
+	cut, err := j.recoverSegment(firsts[last])
+	if errors.Is(err, errNoHeader) && last > 0 {
+		// A segment gets its name just before its header is written: only the last one can be
+		// caught in between, and never the first of all.
+		if err := errors.Join(j.dir.remove(segmentName(firsts[last])), j.dir.sync()); err != nil {
+			return nil, fmt.Errorf("audit journal: %w", err)
+		}
+		if cut != "" {
+			cuts = append(cuts, cut)
+		}
+		last--
+		cut, err = j.recoverSegment(firsts[last])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("audit journal: %s: %w", segmentName(firsts[last]), err)
+	}
+	if cut != "" {
+		cuts = append(cuts, cut)
+	}
+	if last > 0 {
+		if err := j.checkBefore(firsts[last-1]); err != nil {
+			j.cur.f.Close()
+			return nil, fmt.Errorf("audit journal: %s: %w", segmentName(firsts[last-1]), err)
+		}
+	}
+	return cuts, nil
+}
+
+// errNoHeader is a segment that was named, and whose header is not whole.
+var errNoHeader = fmt.Errorf("%w: it has no header", ErrCorrupt)
+
+// recoverSegment reads the last segment, cuts off what is torn, and goes on at its end.
+func (j *Journal) recoverSegment(first uint64) (cut string, err error) {
+	f, err := j.dir.open(segmentName(first), os.O_RDWR)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	size, err := f.Size()
+	if err != nil {
+		return "", err
+	}
+	lines := newLineReader(io.NewSectionReader(f, 0, size))
+	err = j.readSegment(lines, first)
+	if err == errTorn {
+		cut, err = j.cutTail(f, first, lines)
+	}
+	switch {
+	case err != nil:
+		return "", err
+	case lines.line == 0:
+		return cut, errNoHeader
+	}
+	if err := rewriteTail(f, lines.off); err != nil {
+		return "", fmt.Errorf("writing the end again: %w", err)
+	}
+	j.cur = &segment{f: f, size: size, first: first, published: true}
+	j.off = lines.off
+	return cut, nil
+}
+
+// readSegment follows the chain through a segment. It returns nil or errTorn at its end.
+func (j *Journal) readSegment(lines *lineReader, first uint64) error {
+	var last *Checkpoint
+	for {
+		line, err := lines.next()
+		if err == io.EOF || err == errTorn {
+			if last == nil {
+				return eofIsNil(err)
+			}
+			// One signature covers all that it comes after. The others are for Verify.
+			if bad := last.Verify(j.key); bad != nil {
+				return fmt.Errorf("%w: %w", ErrCorrupt, bad)
+			}
+			return eofIsNil(err)
+		}
+		if err != nil {
+			return corrupt(lines, err)
+		}
+		e, err := ParseLine(line)
+		if err != nil {
+			return corrupt(lines, err)
+		}
+		if lines.line == 1 {
+			if err := j.belongs(e); err != nil {
+				return corrupt(lines, err)
+			}
+			if e.Sequence != first {
+				return corrupt(lines, fmt.Errorf("it begins with record %d", e.Sequence))
+			}
+			j.chain.startAt(e)
+			j.before = e.Prev
+		}
+		if err := j.chain.check(e); err != nil {
+			return corrupt(lines, err)
+		}
+		if e.Node != j.opts.Node {
+			return corrupt(lines, fmt.Errorf("record %d is of node %s", e.Sequence, e.Node))
+		}
+		j.chain.add(e.Tenant, sha256.Sum256(line))
+		if c := e.Checkpoint; c != nil {
+			c.Cluster = j.opts.Cluster
+			j.signed, last = c.Sequence, c
+		} else {
+			j.lastData = e.Sequence
+		}
+	}
+}
+
+func eofIsNil(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+func corrupt(l *lineReader, err error) error {
+	return fmt.Errorf("%w: at byte %d, after line %d: %w", ErrCorrupt, l.off, l.line, err)
+}
+
+// cutTail puts zeros over a write that is not whole. None of it was acknowledged: a write
+// begins only after the one before is durable, and a checkpoint speaks only of what is.
+func (j *Journal) cutTail(f file, first uint64, l *lineReader) (string, error) {
+	n := l.end - l.off
+	if l.line > 0 && n > maxPending {
+		return "", corrupt(l, fmt.Errorf("%d bytes follow what cannot be read, more than one write has", n))
+	}
+	tail := make([]byte, n)
+	if _, err := f.ReadAt(tail, l.off); err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(tail)) {
+		e, err := ParseLine([]byte(strings.TrimSuffix(line, "\n")))
+		if err == nil && e.Checkpoint != nil && e.Checkpoint.Sequence > j.chain.seq {
+			return "", corrupt(l, fmt.Errorf("record %d cannot be read, and was durable: a checkpoint speaks of record %d", j.chain.seq+1, e.Checkpoint.Sequence))
+		}
+	}
+	if err := zeroFill(f, l.off, l.end); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("cut off the last write, which was not whole: %d bytes at byte %d of %s, SHA-256 %x", n, l.off, segmentName(first), sha256.Sum256(tail)), nil
+}
+
+// rewriteTail writes again what the last write may have written. If its sync failed, the
+// kernel may hold pages that it calls clean and that are not on the disk: reading finds them,
+// and only writing and syncing them again makes them durable.
+func rewriteTail(f file, end int64) error {
+	buf := make([]byte, 256<<10)
+	for off := max(0, end-maxPending); off < end; off += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), end-off)]
+		if _, err := f.ReadAt(buf, off); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(buf, off); err != nil {
+			return err
+		}
+	}
+	return f.Datasync()
+}
+
+// checkBefore checks that the segment before the last one ends where the last one begins.
+func (j *Journal) checkBefore(first uint64) error {
+	f, err := j.dir.open(segmentName(first), os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	line, err := lastLine(f)
+	if err != nil {
+		return err
+	}
+	if sha256.Sum256(line) != j.before {
+		return fmt.Errorf("%w: it does not end with the record that the next segment follows", ErrCorrupt)
+	}
+	return nil
+}
