@@ -100,7 +100,7 @@ func testAgreement(t *testing.T, devices []Device) {
 	dek := []byte("0123456789abcdef0123456789abcdef")
 	for name, s := range bridges {
 		there, back := seal(t, a, s.a, name, dek), seal(t, b, s.b, name, dek)
-		for range 4 { // bridges become hot, too
+		for range hot { // bridges become hot, too
 			mustOpen(t, b, s.b, name, there, dek)
 			mustOpen(t, a, s.a, name, back, dek)
 		}

@@ -48,7 +48,7 @@ func testLatch(t *testing.T, d Device) {
 	key, other := mint(t, d, id), mint(t, d, kekID(globex, 1))
 	dek := []byte("0123456789abcdef")
 	sealed, others := seal(t, d, key, "a", dek), seal(t, d, other, "a", dek)
-	for range 4 { // hot: session copies must not outlive the latch
+	for range hot { // session copies must not outlive the latch
 		mustOpen(t, d, key, "a", sealed, dek)
 	}
 	if !info(t, d).CanLatch {
@@ -87,7 +87,7 @@ func testLatch(t *testing.T, d Device) {
 		if got := list(t, d)[id]; !got.Usable {
 			t.Error("the key is still listed as latched")
 		}
-		for range 4 {
+		for range hot {
 			mustOpen(t, d, key, "a", sealed, dek)
 		}
 	}
@@ -101,7 +101,7 @@ func testDestroy(t *testing.T, d Device) {
 	key, other := mint(t, d, id), mint(t, d, kekID(globex, 1))
 	dek := []byte("0123456789abcdef")
 	sealed, others := seal(t, d, key, "a", dek), seal(t, d, other, "a", dek)
-	for range 4 {
+	for range hot {
 		mustOpen(t, d, key, "a", sealed, dek)
 	}
 	for range 2 {
@@ -137,7 +137,7 @@ func testForget(t *testing.T, d Device) {
 	dek := []byte("0123456789abcdef")
 	sealed := seal(t, d, key, "a", dek)
 	for range 5 {
-		for range 4 {
+		for range hot {
 			mustOpen(t, d, key, "a", sealed, dek)
 		}
 		if err := d.Token.Forget(deadline(t), []hierarchy.ObjectID{key.ID, kekID(globex, 3)}); err != nil {

@@ -50,6 +50,9 @@ func Run(t *testing.T, factory Factory) {
 	t.Run("AgreementAgain", func(t *testing.T) { testAgreementAgain(t, factory(t, 2)) })
 }
 
+// hot is how many uses make a key hot for every token that caches.
+const hot = 20
+
 // names for the objects of the tests.
 var (
 	cluster = hierarchy.ClusterID{ID: hierarchy.ID{0xc1}}

@@ -28,7 +28,7 @@ func testInfo(t *testing.T, d Device) {
 func testOperations(t *testing.T, d Device) {
 	a, b := mint(t, d, kekID(acme, 1)), mint(t, d, kekID(acme, 2))
 	dek := []byte("0123456789abcdef0123456789abcdef")
-	for round := range 5 {
+	for round := range hot {
 		aad := fmt.Sprint("round ", round)
 		wrapped := seal(t, d, a, aad, dek)
 		mustOpen(t, d, a, aad, wrapped, dek)

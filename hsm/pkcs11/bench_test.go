@@ -34,7 +34,7 @@ func newBench(b *testing.B, cfg kekd.Config) bench {
 		b.Fatal(err)
 	}
 	x := bench{token: token, ref: hsm.KeyRef{ID: obj.ID, Check: obj.Check}}
-	for range 4 {
+	for range 10 {
 		op := []hsm.Operation{{Plaintext: make([]byte, 32), To: []hsm.Target{{Key: x.ref, AAD: benchAAD}}}}
 		token.Do(b.Context(), op)
 		if op[0].Err != nil {

@@ -2,6 +2,8 @@ package pkcs11
 
 import (
 	"github.com/miekg/pkcs11"
+
+	"github.com/kekd/kekd/hsm"
 )
 
 // What the tests look at from outside.
@@ -38,10 +40,33 @@ var (
 )
 
 // Examine judges attributes as if they had been read from the token.
-func Examine(read map[uint][]byte) (fault error, bridge, halfMade bool) {
+func Examine(read map[uint][]byte) (bridge, halfMade bool, fault error) {
 	r := examine(1, read)
-	return r.obj.Fault, r.obj.Bridge, r.halfMade()
+	return r.obj.Bridge, r.halfMade(), r.obj.Fault
 }
 
 // CopyCount is how many session copies there are.
 func (t *Token) CopyCount() int { return int(t.copies.n.Load()) }
+
+// Queue is the queue without its slots.
+type Queue struct{ q *queue }
+
+func NewQueue() Queue { return Queue{newQueue()} }
+
+// Push queues the operations of one call.
+func (q Queue) Push(ops []hsm.Operation) bool { return q.q.push(&call{ops: ops}, ops, len(ops)) }
+
+// Take gives the operations of the next chunk. It waits for one.
+func (q Queue) Take() (ops []*hsm.Operation) {
+	pieces, _, _ := q.q.take(nil)
+	for _, p := range pieces {
+		ops = append(ops, &p.call.ops[p.i])
+	}
+	return ops
+}
+
+const (
+	ChunkSize  = chunkSize
+	Quantum    = quantum
+	QueueLimit = queueLimit
+)

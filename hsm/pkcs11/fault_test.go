@@ -109,12 +109,12 @@ func TestPINIsTriedOnce(t *testing.T) {
 func TestMayLogIn(t *testing.T) {
 	const ready = pkcs11.CKF_TOKEN_INITIALIZED | pkcs11.CKF_USER_PIN_INITIALIZED
 	for flags, want := range map[uint]error{
-		ready:                                   nil,
-		ready | pkcs11.CKF_USER_PIN_COUNT_LOW:   nil,
-		ready | pkcs11.CKF_USER_PIN_FINAL_TRY:   hsm.ErrPINLocked,
-		ready | pkcs11.CKF_USER_PIN_LOCKED:      hsm.ErrPINLocked,
-		uint(pkcs11.CKF_TOKEN_INITIALIZED):      hsm.ErrPINMissing,
-		ready | pkcs11.CKF_SO_PIN_FINAL_TRY | 0: nil,
+		ready:                                 nil,
+		ready | pkcs11.CKF_USER_PIN_COUNT_LOW: nil,
+		ready | pkcs11.CKF_USER_PIN_FINAL_TRY: hsm.ErrPINLocked,
+		ready | pkcs11.CKF_USER_PIN_LOCKED:    hsm.ErrPINLocked,
+		uint(pkcs11.CKF_TOKEN_INITIALIZED):    hsm.ErrPINMissing,
+		ready | pkcs11.CKF_SO_PIN_FINAL_TRY:   nil,
 	} {
 		if err := kekd.MayLogIn(pkcs11.TokenInfo{Flags: flags}); !errors.Is(err, want) {
 			t.Errorf("flags %#x: %v, want %v", flags, err, want)

@@ -37,17 +37,17 @@ func good() map[uint][]byte {
 }
 
 func TestExamine(t *testing.T) {
-	if fault, bridge, half := kekd.Examine(good()); fault != nil || bridge || half {
+	if bridge, half, fault := kekd.Examine(good()); fault != nil || bridge || half {
 		t.Fatalf("a good KEK: %v, bridge %t, half-made %t", fault, bridge, half)
 	}
 	bridge := good()
 	bridge[pkcs11.CKA_LOCAL] = []byte{0}
-	if fault, isBridge, half := kekd.Examine(bridge); fault != nil || !isBridge || half {
+	if isBridge, half, fault := kekd.Examine(bridge); fault != nil || !isBridge || half {
 		t.Errorf("a good bridge: %v, bridge %t, half-made %t", fault, isBridge, half)
 	}
 	half := maps.Clone(bridge)
 	half[pkcs11.CKA_CHECK_VALUE] = nil
-	if fault, _, isHalf := kekd.Examine(half); !errors.Is(fault, hsm.ErrKeyRefused) || !isHalf {
+	if _, isHalf, fault := kekd.Examine(half); !errors.Is(fault, hsm.ErrKeyRefused) || !isHalf {
 		t.Errorf("a half-made key: %v, half-made %t", fault, isHalf)
 	}
 	// Every attribute counts: altered or not readable, the key is refused.
@@ -59,12 +59,12 @@ func TestExamine(t *testing.T) {
 		altered := good()
 		altered[typ] = append([]byte{value[0] ^ 1}, value[1:]...)
 		if typ != pkcs11.CKA_ID {
-			if fault, _, _ := kekd.Examine(altered); !errors.Is(fault, hsm.ErrKeyRefused) {
+			if _, _, fault := kekd.Examine(altered); !errors.Is(fault, hsm.ErrKeyRefused) {
 				t.Errorf("attribute 0x%X altered: %v, want ErrKeyRefused", typ, fault)
 			}
 		}
 		delete(altered, typ)
-		if fault, _, _ := kekd.Examine(altered); !errors.Is(fault, hsm.ErrKeyRefused) {
+		if _, _, fault := kekd.Examine(altered); !errors.Is(fault, hsm.ErrKeyRefused) {
 			t.Errorf("attribute 0x%X not readable: %v, want ErrKeyRefused", typ, fault)
 		}
 	}
@@ -355,6 +355,24 @@ func TestAnotherProcess(t *testing.T) {
 	}
 	if err := run(worker, sealOp(keys[1])); err != nil {
 		t.Errorf("the others: %v", err)
+	}
+}
+
+// TestMissingKeys: a key that is not there costs no search for each use, and hides no other.
+func TestMissingKeys(t *testing.T) {
+	h := hsmtest.NewSoftHSM(t)
+	token := h.Open(t, 0, kekd.Config{Manager: true})
+	key := mint(t, token, hierarchy.ObjectID{1})
+	start := time.Now()
+	for i := range 400 {
+		missing := sealOp(hsm.KeyRef{ID: hierarchy.ObjectID{0xee, byte(i % 3)}})
+		if err := run(token, append(missing, sealOp(key)...)); !errors.Is(err, hsm.ErrKeyNotFound) {
+			t.Fatalf("%v, want ErrKeyNotFound", err)
+		}
+	}
+	// Searches are 50 ms apart at least: one for each use would take 20 s.
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("400 uses of missing keys took %v", took)
 	}
 }
 

@@ -172,7 +172,7 @@ func mint(t testing.TB, token *kekd.Token, id hierarchy.ObjectID) hsm.KeyRef {
 func heat(t testing.TB, token *kekd.Token, key hsm.KeyRef) hsm.Sealed {
 	t.Helper()
 	var sealed hsm.Sealed
-	for range 4 {
+	for range 10 {
 		op := sealOp(key)
 		run(token, op)
 		if op[0].Err != nil {

@@ -11,7 +11,9 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-// A slot is one session and what works through it. It belongs to one goroutine.
+// A slot is one session and what works through it. It belongs to one goroutine, which is not
+// locked to its thread: PKCS#11 binds nothing to threads, and the switches would make a single
+// unwrap cost 55 us of processor time instead of 20, and take 200 us instead of 30.
 type slot struct {
 	t       *Token
 	flags   uint // of its session

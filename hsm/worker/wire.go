@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 )
 
 // A frame is its length in four bytes, little-endian as everything here, and that many bytes:
@@ -60,7 +59,8 @@ func room(b []byte, n int) []byte {
 	if cap(b)-len(b) >= n {
 		return b
 	}
-	grown := slices.Grow(slices.Clip(slices.Clone(b)), max(n, len(b), 64<<10))
+	grown := make([]byte, len(b), max(len(b)+n, 2*cap(b), 64<<10))
+	copy(grown, b)
 	clear(b[:cap(b)])
 	return grown
 }

@@ -1,0 +1,187 @@
+package worker_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
+	"github.com/kekd/kekd/hsm/identity"
+	"github.com/kekd/kekd/hsm/pkcs11"
+	"github.com/kekd/kekd/hsm/softhsm"
+	"github.com/kekd/kekd/hsm/worker"
+)
+
+// asWorker names the environment variable that makes this test binary a worker process; its
+// value is a workerConfig.
+const asWorker = "KEKD_TEST_WORKER"
+
+// asDaemon makes it a daemon with workers, to be killed.
+const asDaemon = "KEKD_TEST_DAEMON"
+
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv(asWorker) != "":
+		if err := workerMain(os.Getenv(asWorker)); err != nil && !strings.Contains(err.Error(), "quiet") {
+			fmt.Fprintln(os.Stderr, "worker:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case os.Getenv(asDaemon) != "":
+		if err := daemonMain(os.Getenv(asDaemon)); err != nil {
+			fmt.Fprintln(os.Stderr, "daemon:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// workerConfig is what a worker of the tests has to know.
+type workerConfig struct {
+	Kind     string // token, or one that misbehaves: see misbehave
+	Module   string
+	Serial   string
+	Label    string
+	Dir      string // kept by package softhsm; empty: not
+	Identity bool
+	Copies   int
+	Parallel int // overrides
+}
+
+func workerMain(config string) error {
+	var c workerConfig
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		return err
+	}
+	if c.Kind != "token" {
+		return misbehave(c.Kind)
+	}
+	return worker.Serve(context.Background(), func(ctx context.Context, role worker.Role, pin []byte) (worker.Backend, error) {
+		return c.open(ctx, role, pin)
+	})
+}
+
+// open does what the daemon's command does: directory, identity, token.
+func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b worker.Backend, err error) {
+	var g *softhsm.Guard
+	if c.Dir != "" {
+		dir, err := softhsm.Open(c.Dir)
+		if err != nil {
+			return b, err
+		}
+		if g, err = dir.Attach(ctx, nil); err != nil {
+			return b, fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+		}
+		os.Setenv("SOFTHSM2_CONF", dir.Conf())
+	}
+	selected, err := pkcs11.Probe(pkcs11.URI{Serial: c.Serial}, c.Module)
+	if err != nil {
+		return b, err
+	}
+	p, err := pkcs11.NewPIN(pin)
+	if err != nil {
+		return b, err
+	}
+	var id *identity.Identity
+	var token *pkcs11.Token
+	open := func() (err error) {
+		if c.Identity && role == worker.RoleManager {
+			if id, err = identity.Open(identity.Config{Module: c.Module, Serial: c.Serial, PIN: pin}); err != nil {
+				return err
+			}
+		}
+		token, err = pkcs11.Open(ctx, selected, pkcs11.Config{PIN: p, Manager: role == worker.RoleManager, Copies: c.Copies})
+		return err
+	}
+	if g != nil {
+		err = g.Change(ctx, open)
+	} else {
+		err = open()
+	}
+	if err != nil {
+		return b, err
+	}
+	b = worker.Backend{Token: token, Manager: guarded{token, g}, Agreer: token, Parallel: max(c.Parallel, 1), Failed: token.Failed()}
+	if id != nil {
+		b.Signer = id
+	}
+	b.Close = func(ctx context.Context) error {
+		errs := []error{token.Close(ctx)}
+		if id != nil {
+			errs = append(errs, id.Close())
+		}
+		if g != nil {
+			errs = append(errs, g.Close())
+		}
+		return errors.Join(errs...)
+	}
+	return b, nil
+}
+
+// guarded changes objects within the brackets of the token directory.
+type guarded struct {
+	*pkcs11.Token
+	g *softhsm.Guard
+}
+
+func (x guarded) Generate(ctx context.Context, id hierarchy.ObjectID, label string) (o hsm.Object, err error) {
+	if x.g == nil {
+		return x.Token.Generate(ctx, id, label)
+	}
+	err = x.g.Change(ctx, func() (err error) {
+		o, err = x.Token.Generate(ctx, id, label)
+		return err
+	})
+	return o, err
+}
+
+func (x guarded) SetUsable(ctx context.Context, id hierarchy.ObjectID, usable bool) error {
+	if x.g == nil {
+		return x.Token.SetUsable(ctx, id, usable)
+	}
+	return x.g.Change(ctx, func() error { return x.Token.SetUsable(ctx, id, usable) })
+}
+
+func (x guarded) Destroy(ctx context.Context, id hierarchy.ObjectID) error {
+	if x.g == nil {
+		return x.Token.Destroy(ctx, id)
+	}
+	return x.g.Destroy(ctx, func() error { return x.Token.Destroy(ctx, id) })
+}
+
+// misbehave is a worker that is none.
+func misbehave(kind string) error {
+	f := os.NewFile(3, "socket")
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return err
+	}
+	switch kind {
+	case "mute":
+		time.Sleep(time.Hour)
+	case "garbage":
+		conn.Write([]byte(strings.Repeat("garbage!", 100)))
+		time.Sleep(time.Hour)
+	case "exit":
+		note()
+		os.Exit(3)
+	}
+	return fmt.Errorf("no such kind: %s", kind)
+}
+
+// note leaves a line in the file that KEKD_TEST_NOTES names: a process was here.
+func note() {
+	f, err := os.OpenFile(os.Getenv("KEKD_TEST_NOTES"), os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o600)
+	if err == nil {
+		fmt.Fprintln(f, os.Getpid())
+		f.Close()
+	}
+}

@@ -1,0 +1,427 @@
+package worker
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
+)
+
+// Config says how workers are started and watched. The zero value of each number is its default.
+type Config struct {
+	// Command gives the command of one worker: a program that calls [Serve]. The pool adds
+	// descriptors and process attributes. Without a Stderr the worker has the daemon's.
+	Command func() *exec.Cmd
+
+	// PIN reads the token's user PIN, anew for each start, so that the daemon need not keep
+	// it. It goes to the worker through a pipe, and what PIN returned is wiped.
+	PIN func() ([]byte, error)
+
+	// Log is told about workers that begin and end. Nil: nobody is.
+	Log *slog.Logger
+
+	// Workers is how many processes serve, the manager included. The default is two for a
+	// token that runs one operation at a time where there are two processors (SoftHSM has one
+	// lock for each process), and one otherwise.
+	Workers int
+
+	// LaneLimit is how many operations of one lane may wait; more end with hsm.ErrBusy. The
+	// default is 16384: of 70,000 a second, a quarter of one.
+	LaneLimit int
+
+	// HangTimeout is how long a worker with something to do may be silent before it is killed.
+	// 5 s. Each is asked for its health once a second, so an idle one is found out, too.
+	HangTimeout time.Duration
+	// ForgetTimeout is how long a worker may take to forget keys before it is killed. 2 s.
+	ForgetTimeout time.Duration
+	// ChangeTimeout is how long the manager may take for one request. 60 s: a listing of 16,000
+	// objects over a network takes half of that.
+	ChangeTimeout time.Duration
+	// StartTimeout is how long a worker may take to open the token. 60 s.
+	StartTimeout time.Duration
+	// Patience is how long operations wait without any worker before a start that failed ends
+	// them. 2 s.
+	Patience time.Duration
+	// Steady is how long a worker has to serve before the wait after its end is short again. 5 s.
+	Steady time.Duration
+	// BackOff is the longest wait between two starts. 2 s.
+	BackOff time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.LaneLimit <= 0 {
+		c.LaneLimit = 1 << 14
+	}
+	for d, standard := range map[*time.Duration]time.Duration{
+		&c.HangTimeout: 5 * time.Second, &c.ForgetTimeout: 2 * time.Second, &c.ChangeTimeout: time.Minute,
+		&c.StartTimeout: time.Minute, &c.Patience: 2 * time.Second, &c.Steady: 5 * time.Second, &c.BackOff: 2 * time.Second,
+	} {
+		if *d <= 0 {
+			*d = standard
+		}
+	}
+	return c
+}
+
+// A Pool is a token that lives in worker processes.
+type Pool struct {
+	cfg     Config
+	spawn   *spawner
+	known   bool             // whether public is. Only the manager's seat looks
+	public  crypto.PublicKey // of the identity, as the first manager told it; nil: none. Fixed when Open returns
+	closing chan struct{}
+	keepers sync.WaitGroup // one for each seat
+
+	mu      sync.Mutex
+	queue   queue                // guarded by mu
+	workers []*worker            // guarded by mu: those that serve
+	alive   map[*worker]struct{} // guarded by mu: those whose process is not gone yet
+	seats   []*seat              // guarded by mu while Open runs, then fixed. The first is the manager's
+	changed chan struct{}        // guarded by mu: closed and made anew when a seat changes
+	refused error                // guarded by mu: why nobody logs in any more
+	closed  bool                 // guarded by mu
+}
+
+var (
+	_ hsm.Token   = (*Pool)(nil)
+	_ hsm.Manager = (*Pool)(nil)
+	_ hsm.Agreer  = (*Pool)(nil)
+)
+
+// firstTries is how often the first worker is started. A worker that ends without a word may
+// have cost a PIN try, and nobody knows yet whether the PIN is right.
+const firstTries = 2
+
+// Open starts the workers and returns when all of them serve. What keeps the first from opening
+// the token is returned, wrapping one of package hsm's errors.
+func Open(ctx context.Context, cfg Config) (*Pool, error) {
+	p := &Pool{
+		cfg: cfg.withDefaults(), spawn: newSpawner(), closing: make(chan struct{}),
+		alive: map[*worker]struct{}{}, changed: make(chan struct{}),
+	}
+	p.queue = newQueue(p.cfg.LaneLimit)
+	if err := p.start(ctx); err != nil {
+		return nil, errors.Join(err, p.Close(context.WithoutCancel(ctx)))
+	}
+	return p, nil
+}
+
+func (p *Pool) start(ctx context.Context) error {
+	manager := &seat{role: RoleManager}
+	p.seats = []*seat{manager}
+	first, err := p.launch(ctx, manager)
+	for try := 1; err != nil && !isTold(err) && try < firstTries && ctx.Err() == nil; try++ {
+		first, err = p.launch(ctx, manager)
+	}
+	if err != nil {
+		return fmt.Errorf("start the token's manager: %w", err)
+	}
+	p.keepers.Go(func() { p.keep(manager, first) })
+
+	n := p.cfg.Workers
+	if n <= 0 {
+		n = 1
+		if first.parallel <= 1 {
+			n = min(2, runtime.NumCPU())
+		}
+	}
+	var starting sync.WaitGroup
+	errs := make([]error, n)
+	for i := 1; i < n; i++ {
+		s := &seat{role: RoleServer}
+		p.mu.Lock()
+		p.seats = append(p.seats, s)
+		p.mu.Unlock()
+		starting.Go(func() {
+			w, err := p.launch(ctx, s)
+			if err != nil {
+				errs[i] = fmt.Errorf("start a token worker: %w", err)
+				return
+			}
+			p.keepers.Go(func() { p.keep(s, w) })
+		})
+	}
+	starting.Wait()
+	return errors.Join(errs...)
+}
+
+// Close ends the workers and waits until their processes are gone. What waits or is in flight
+// ends with hsm.ErrUnavailable. A worker has two seconds to let go of its token. If ctx ends
+// before the last process is gone, the error is hsm.ErrDeadline.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	close(p.closing)
+	waiting := p.queue.flush()
+	var ending []*worker
+	for w := range p.alive {
+		ending = append(ending, w)
+	}
+	p.announce()
+	p.mu.Unlock()
+
+	fail(waiting, errClosed())
+	for _, w := range ending {
+		p.takeBack(w)
+		_ = w.conn.CloseWrite() // which ends Serve; an error means that the worker has ended
+	}
+	ended := make(chan struct{})
+	go func() { p.keepers.Wait(); close(ended) }()
+	grace := time.NewTimer(2 * time.Second)
+	defer grace.Stop()
+	for {
+		select {
+		case <-ended:
+			if !p.gone(ctx, ending) {
+				return fmt.Errorf("%w: a token worker does not end", hsm.ErrDeadline)
+			}
+			p.spawn.close()
+			return nil
+		case <-grace.C:
+			for _, w := range ending {
+				w.kill(errors.New("it did not end by itself"))
+			}
+		case <-ctx.Done():
+			for _, w := range ending {
+				w.kill(errors.New("it did not end by itself"))
+			}
+			return fmt.Errorf("%w: a token worker does not end: %w", hsm.ErrDeadline, context.Cause(ctx))
+		}
+	}
+}
+
+// gone waits for processes.
+func (p *Pool) gone(ctx context.Context, workers []*worker) bool {
+	for _, w := range workers {
+		select {
+		case <-w.exited:
+		case <-time.After(2 * time.Second):
+			w.kill(errors.New("it did not end by itself"))
+			select {
+			case <-w.exited:
+			case <-ctx.Done():
+				return false
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+func errClosed() error { return fmt.Errorf("%w: it was closed", hsm.ErrUnavailable) }
+
+// announce wakes those who wait for a seat to change. The caller holds mu.
+func (p *Pool) announce() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// fault is why nothing is served and nothing will be for now; nil while there is hope. The caller
+// holds mu.
+func (p *Pool) fault() error {
+	if p.closed {
+		return errClosed()
+	}
+	if len(p.workers) > 0 {
+		return nil
+	}
+	for _, s := range p.seats {
+		if s.fault == nil {
+			return nil
+		}
+	}
+	return p.seats[0].fault
+}
+
+// Do is [hsm.Token]'s. While a worker is replaced, operations wait for it.
+func (p *Pool) Do(ctx context.Context, ops []hsm.Operation) {
+	n := 0
+	for i := range ops {
+		op := &ops[i]
+		op.Revealed, op.Sealed = nil, nil
+		if op.Err = op.Validate(); op.Err == nil {
+			n++
+		}
+	}
+	if n == 0 {
+		return
+	}
+	c := newCall(ops, n)
+	if ctx.Err() != nil {
+		c.abandon(late(ctx))
+		return
+	}
+	if !p.submit(c, ops) {
+		return
+	}
+	p.pump()
+	select {
+	case <-c.done:
+		c.recycle()
+	case <-ctx.Done():
+		p.withdraw(c, ops)
+		c.abandon(late(ctx))
+	}
+}
+
+func late(ctx context.Context) error {
+	return fmt.Errorf("%w: %w", hsm.ErrDeadline, context.Cause(ctx))
+}
+
+// submit queues those operations of a call that have no error yet. False: none is left to wait
+// for.
+func (p *Pool) submit(c *call, ops []hsm.Operation) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.fault(); err != nil {
+		c.abandon(err)
+		return false
+	}
+	for i := 0; i < len(ops); {
+		if ops[i].Err != nil {
+			i++
+			continue
+		}
+		from, id, each := i, ops[i].Lane, cost(&ops[i])
+		for i++; i < len(ops) && ops[i].Err == nil && ops[i].Lane == id && cost(&ops[i]) == each; i++ {
+		}
+		if p.queue.push(id, run{c, int32(from), int32(i), each}) {
+			continue
+		}
+		c.left -= i - from
+		for j := from; j < i; j++ {
+			ops[j].Err = fmt.Errorf("%w: of this tenant, or in all", hsm.ErrBusy)
+		}
+	}
+	return c.left > 0
+}
+
+// withdraw takes what still waits of a call out of the queue.
+func (p *Pool) withdraw(c *call, ops []hsm.Operation) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range ops {
+		if i == 0 || ops[i].Lane != ops[i-1].Lane {
+			p.queue.drop(c, ops[i].Lane)
+		}
+	}
+}
+
+// Forget is [hsm.Token]'s: it returns when no worker has anything of these keys any more. A
+// worker that does not answer is killed, and then it has nothing.
+func (p *Pool) Forget(ctx context.Context, keys []hierarchy.ObjectID) error {
+	return p.forget(ctx, keys, nil)
+}
+
+func (p *Pool) forget(ctx context.Context, keys []hierarchy.ObjectID, except *worker) error {
+	if ctx.Err() != nil {
+		return late(ctx)
+	}
+	p.mu.Lock()
+	var tell []*worker
+	for _, w := range p.workers {
+		if w != except {
+			tell = append(tell, w)
+		}
+	}
+	for _, s := range p.seats {
+		if s.launching {
+			s.missed = append(s.missed, keys...)
+		}
+	}
+	p.mu.Unlock()
+	errs := make([]error, len(tell))
+	var wg sync.WaitGroup
+	for i, w := range tell {
+		wg.Go(func() { errs[i] = w.forget(ctx, keys) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// Healthy is [hsm.Token]'s: it asks the token through each worker, and one that answers is
+// enough. A PIN that was refused is told here even while workers serve that had logged in
+// before, since none of them can be replaced.
+func (p *Pool) Healthy(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		refused, fault, changed := p.refused, p.fault(), p.changed
+		workers := append([]*worker(nil), p.workers...)
+		p.mu.Unlock()
+		switch {
+		case refused != nil:
+			return fmt.Errorf("%w: %w", hsm.ErrUnavailable, refused)
+		case fault != nil:
+			return fmt.Errorf("%w: %w", hsm.ErrUnavailable, fault)
+		}
+		if err := ask(ctx, workers); !errors.Is(err, errGone) {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: no worker serves: %w", hsm.ErrUnavailable, late(ctx))
+		}
+	}
+}
+
+// ask asks workers for their health, all at once. The first good answer counts. errGone: there
+// is none, or the last of them has ended meanwhile.
+func ask(ctx context.Context, workers []*worker) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan error, len(workers))
+	for _, w := range workers {
+		go func() {
+			_, err := w.ask(ctx, &request{verb: verbHealthy})
+			answers <- err
+		}()
+	}
+	last := errGone
+	for range workers {
+		switch err := <-answers; {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errGone):
+			last = err
+		}
+	}
+	if !errors.Is(last, errGone) && !errors.Is(last, hsm.ErrUnavailable) {
+		last = fmt.Errorf("%w: %w", hsm.ErrUnavailable, last)
+	}
+	return last
+}
+
+// Status describes a worker.
+type Status struct {
+	PID   int
+	Role  Role
+	Since time.Time // when it began to serve
+}
+
+// Workers gives the workers that serve now.
+func (p *Pool) Workers() []Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]Status, 0, len(p.workers))
+	for _, w := range p.workers {
+		all = append(all, Status{PID: w.cmd.Process.Pid, Role: w.role, Since: w.since})
+	}
+	return all
+}
