@@ -1,0 +1,4 @@
+package faultmodule
+
+// Compile is for the tests, which build more from the Makefile than the module.
+var Compile = compile
