@@ -29,7 +29,7 @@ const asDaemon = "KEKD_TEST_DAEMON"
 func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(asWorker) != "":
-		if err := workerMain(os.Getenv(asWorker)); err != nil && !strings.Contains(err.Error(), "quiet") {
+		if err := workerMain(os.Getenv(asWorker)); err != nil {
 			fmt.Fprintln(os.Stderr, "worker:", err)
 			os.Exit(1)
 		}
@@ -53,7 +53,8 @@ type workerConfig struct {
 	Dir      string // kept by package softhsm; empty: not
 	Identity bool
 	Copies   int
-	Parallel int // overrides
+	Parallel int           // overrides
+	Each     time.Duration // of a fake
 }
 
 func workerMain(config string) error {
@@ -61,7 +62,11 @@ func workerMain(config string) error {
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
 		return err
 	}
-	if c.Kind != "token" {
+	switch c.Kind {
+	case "token":
+	case "fake":
+		return serveFake(c.Each)
+	default:
 		return misbehave(c.Kind)
 	}
 	return worker.Serve(context.Background(), func(ctx context.Context, role worker.Role, pin []byte) (worker.Backend, error) {
