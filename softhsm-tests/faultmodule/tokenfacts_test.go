@@ -145,6 +145,9 @@ func mechanisms(tok *token) []uint {
 func TestTokenInfo(t *testing.T) {
 	tok := newToken(t)
 	before := must(tok.GetTokenInfo(tok.slot))(t)
+	if before.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+		t.Fatalf("flags 0x%x: without a rule they are SoftHSM's", before.Flags)
+	}
 	tok.Control.Set(
 		"token flags=CKF_USER_PIN_FINAL_TRY flags=CKF_USER_PIN_COUNT_LOW",
 		"token free_private=4096 total_private=0x10000",
