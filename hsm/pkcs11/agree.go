@@ -185,10 +185,12 @@ func (t *Token) destroyPair(s *slot, p pair) error {
 	if p.private == 0 || p.session != s.session {
 		return nil // gone with its session
 	}
-	if err := t.m.ctx.DestroyObject(s.session, p.private); err != nil {
-		return failure("destroy an agreement pair", err)
+	err := t.m.ctx.DestroyObject(s.session, p.private)
+	var code pkcs11.Error
+	if err == nil || errors.As(err, &code) && transient(code) {
+		return nil // destroyed, or gone already
 	}
-	return nil
+	return failure("destroy an agreement pair", err)
 }
 
 // deriveBridge derives an AES-256 key with the peer, by the KDF, and leaves nothing else behind.

@@ -18,6 +18,8 @@ func (m *machine) Open(key pkcs11.ObjectHandle, iv, aad, ciphertext []byte) int 
 }
 func (m *machine) Run(s pkcs11.SessionHandle) { m.run(s) }
 func (m *machine) Reset()                     { m.reset() }
+func (m *machine) Given(b []byte) int         { return m.given(b) }
+func (m *machine) Out(i int) []byte           { return m.out(i) }
 func (m *machine) RV(i int) pkcs11.Error      { code, _ := m.rv(i); return code }
 
 var (

@@ -347,3 +347,41 @@ func TestHang(t *testing.T) {
 		t.Log("the generation that was running when its caller left has finished")
 	}
 }
+
+// TestClose: who waits is told, and closing again does nothing.
+func TestClose(t *testing.T) {
+	h := hsmtest.NewSoftHSM(t)
+	token := h.Open(t, 0, kekd.Config{Manager: true})
+	key := mint(t, token, hierarchy.ObjectID{1})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				ops := make([]hsm.Operation, 200)
+				for i := range ops {
+					ops[i] = sealOp(key)[0]
+				}
+				if err := run(token, ops); err != nil {
+					if !errors.Is(err, hsm.ErrUnavailable) {
+						t.Errorf("%v, want ErrUnavailable", err)
+					}
+					return
+				}
+			}
+		})
+	}
+	for range 2 {
+		if err := token.Close(t.Context()); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}
+	wg.Wait()
+	if err, open := <-token.Failed(); open {
+		t.Errorf("closing is reported as a failure: %v", err)
+	}
+	// The module was finalised, so it can be opened anew, and the key is still there.
+	again := h.Open(t, 0, kekd.Config{})
+	if err := run(again, sealOp(key)); err != nil {
+		t.Error(err)
+	}
+}

@@ -23,7 +23,10 @@ func (s *slot) tryCapabilities() (can capabilities, err error) {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
 	key, err := ctx.GenerateKey(s.session, mechanism, probeTemplate())
 	if err != nil {
-		return can, failure("generate a session key", err)
+		if err = failure("generate a session key", err); lost(err) {
+			return can, err
+		}
+		return can, nil
 	}
 	defer ctx.DestroyObject(s.session, key)
 	if made, err := ctx.CopyObject(s.session, key, copyTemplate()); err == nil {

@@ -70,6 +70,8 @@ type Token struct {
 	failed  chan error
 	failure atomic.Pointer[error]
 	ending  sync.Once
+	closing sync.Once
+	closed  error          // how closing went
 	running sync.WaitGroup // the slots and the manager
 }
 
@@ -204,8 +206,13 @@ func (t *Token) gone() error {
 
 // Close ends the slots, and with them their sessions and the session copies. It waits for
 // calls into the module until ctx ends; if one still hangs then, the module is left as it is,
-// since to finalise it would be a crash.
+// since to finalise it would be a crash. Closing again answers the same.
 func (t *Token) Close(ctx context.Context) error {
+	t.closing.Do(func() { t.closed = t.close(ctx) })
+	return t.closed
+}
+
+func (t *Token) close(ctx context.Context) error {
 	t.ending.Do(func() {
 		close(t.failed)
 		close(t.dead)
