@@ -1,0 +1,78 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"syscall"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/unix-socket-api/apierr"
+	"github.com/kekd/kekd/unix-socket-api/client"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
+)
+
+// connectKeys and connectAdmin answer with a client of a daemon that is there.
+
+func (a *app) connectKeys(ctx context.Context) (kekdv1.KeyServiceClient, io.Closer, error) {
+	socket := cmp.Or(a.socket, os.Getenv("KEKD_SOCKET"), client.DefaultSocket)
+	if err := reach(ctx, socket); err != nil {
+		return nil, nil, err
+	}
+	return client.DialKeys(socket)
+}
+
+func (a *app) connectAdmin(ctx context.Context) (kekdv1.AdminServiceClient, io.Closer, error) {
+	socket := cmp.Or(a.adminSocket, os.Getenv("KEKD_ADMIN_SOCKET"), client.DefaultAdminSocket)
+	if err := reach(ctx, socket); err != nil {
+		return nil, nil, err
+	}
+	return client.DialAdmin(socket)
+}
+
+// reach connects once, only to see that somebody is there. A failed call does not say whether its request
+// has left; what fails here has sent nothing, and is no change whose outcome is unknown.
+func reach(ctx context.Context, socket string) error {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err == nil {
+		return c.Close()
+	}
+	f := &fault{exit: exitLocal, code: apierr.CodeUnavailable, message: fmt.Sprintf("cannot reach kekd: %v", err)}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		f.hint = "is kekd running? Say where its sockets are with --socket and --admin-socket, or $KEKD_SOCKET and $KEKD_ADMIN_SOCKET"
+	case errors.Is(err, fs.ErrPermission):
+		f.hint = "the socket's mode and group say who may open it; see 'ls -l " + socket + "'"
+	}
+	return f
+}
+
+// callFault says what became of a call, and whether that is certain.
+func (a *app) callFault(err error) *fault {
+	e, ok := errors.AsType[*client.Error](err)
+	if !ok {
+		return &fault{exit: exitLocal, code: codeLocal, message: err.Error(), uncertain: true}
+	}
+	f := &fault{exit: exitRefused, code: e.Code, message: e.Message, hint: e.Hint}
+	lost := func(message, hint string) {
+		*f = fault{exit: exitLocal, code: apierr.CodeUnavailable, message: message, hint: hint, uncertain: true}
+	}
+	switch {
+	case errors.Is(e, hierarchy.ErrOutcomeUnknown), errors.Is(e, hierarchy.ErrDRPending):
+		f.exit = exitPending
+	case errors.Is(e, context.DeadlineExceeded):
+		lost("kekd gave no answer within "+formatDuration(a.timeout), "try again, or wait longer with --timeout")
+	case errors.Is(e, context.Canceled):
+		lost("interrupted", "")
+	case errors.Is(e, client.ErrUnavailable):
+		lost("kekd went away: "+e.Message, "try again when it is up")
+	case e.Code == apierr.CodeInternal, e.Code == "UNKNOWN", e.Code == "ABORTED", e.Code == "DATA_LOSS":
+		f.uncertain = true // something broke, and nobody says where
+	}
+	return f
+}
