@@ -40,3 +40,9 @@ func (n *Node) Raft() *raft.Raft { return n.raft }
 
 // OutcomeOf maps an error of raft.
 var OutcomeOf = outcomeOf
+
+// How an entry of the log is kept.
+var (
+	EncodeEntry = encodeEntry
+	DecodeEntry = decodeEntry
+)

@@ -49,6 +49,7 @@ func (b *brokenLog) StoreLogs(logs []*raft.Log) error {
 // Each fault of a write in both its forms. The proposer hears the same, since he cannot know; what
 // the next start finds differs; and a retry with the same ID takes effect once.
 func TestFailedWrite(t *testing.T) {
+	t.Parallel()
 	for _, persisted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("persisted=%v", persisted), func(t *testing.T) {
 			dir := initialised(t)
@@ -115,6 +116,7 @@ func (b *brokenStable) SetUint64(key []byte, v uint64) error {
 
 // A term or a vote that may not be on disk must not be answered with: the node ends before it leads.
 func TestFailedVote(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"CurrentTerm", "LastVoteTerm"} {
 		for _, persisted := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s persisted=%v", name, persisted), func(t *testing.T) {
@@ -145,6 +147,7 @@ func TestFailedVote(t *testing.T) {
 
 // While the disk hangs nothing is acknowledged, and no lease is renewed by what is not applied.
 func TestHangingDisk(t *testing.T) {
+	t.Parallel()
 	cfg := config(initialised(t))
 	hangs := make(chan struct{})
 	cfg.WrapLog(func(s raft.LogStore) raft.LogStore {
@@ -250,6 +253,7 @@ func (c *setClock) advance(d time.Duration) {
 
 // Renewals go on by themselves, at the pace of the tenant that allows least.
 func TestRenewalsFollowTheTenants(t *testing.T) {
+	t.Parallel()
 	n := open(t, config(initialised(t)))
 	c := createTenant("acme")
 	c.GetCreateTenant().MaxStaleness = int64(time.Second)

@@ -55,6 +55,7 @@ func child(dir string) error {
 
 // Whatever was acknowledged before a kill -9 is there after it, for twenty kills at random moments.
 func TestKilledProcess(t *testing.T) {
+	t.Parallel()
 	dir := initialised(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -20,6 +20,7 @@ import (
 )
 
 func TestInitOpenProposeReopen(t *testing.T) {
+	t.Parallel()
 	dir := initialised(t)
 	n := open(t, config(dir))
 	if got := n.ID(); got.ID != hierarchy.ID(id("node")) {
@@ -136,6 +137,7 @@ func TestSecondProcess(t *testing.T) {
 }
 
 func TestProposals(t *testing.T) {
+	t.Parallel()
 	n := open(t, config(initialised(t)))
 	t.Run("refused by the state machine", func(t *testing.T) {
 		propose(t, n, createTenant("twice"))
@@ -270,6 +272,7 @@ func inject(t *testing.T, n *cluster.Node, c *commandpb.Command) {
 }
 
 func TestWhatStopsTheNode(t *testing.T) {
+	t.Parallel()
 	future := tick()
 	future.Format, future.Id = state.Format+1, id("x")
 	diverged := tick()

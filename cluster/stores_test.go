@@ -61,6 +61,7 @@ func memoryDir(t *testing.T) string {
 
 // The log store is raft's own in-memory one, also across reopening.
 func TestLogStoreIsALog(t *testing.T) {
+	t.Parallel()
 	dir := memoryDir(t)
 	n := 0
 	rapid.Check(t, func(t *rapid.T) {
@@ -230,6 +231,7 @@ func TestStableStore(t *testing.T) {
 
 // Damage is done to a closed node's directory; opening it names what is wrong.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	whole := initialised(t)
 	cfg := config(whole)
 	cfg.Adjust(func(c *raft.Config) { quick(c); c.TrailingLogs = 3 })
@@ -350,10 +352,7 @@ func TestDamage(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := os.CopyFS(dir, os.DirFS(whole)); err != nil {
-				t.Fatal(err)
-			}
+			dir := copied(t, whole)
 			if err := damage(dir); err != nil {
 				t.Fatal(err)
 			}
@@ -370,6 +369,7 @@ func TestDamage(t *testing.T) {
 }
 
 func TestSnapshotTakesThePlaceOfTheLog(t *testing.T) {
+	t.Parallel()
 	dir := initialised(t)
 	cfg := config(dir)
 	cfg.Adjust(func(c *raft.Config) { quick(c); c.TrailingLogs = 2 })
@@ -407,8 +407,39 @@ func TestSnapshotTakesThePlaceOfTheLog(t *testing.T) {
 	}
 }
 
+// Raft would start from an older snapshot in silence.
+func TestNewestSnapshotIsNotSkipped(t *testing.T) {
+	t.Parallel()
+	whole := initialised(t)
+	n := open(t, config(whole)) // all of the log is kept
+	for i := range 2 {
+		propose(t, n, createTenant(fmt.Sprint("t", i)))
+		if err := n.Snapshot(patience(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, n)
+	there, err := os.ReadDir(filepath.Join(whole, "raft/snapshots"))
+	if err != nil || len(there) != 2 {
+		t.Fatalf("got %v, %v", there, err)
+	}
+	for _, file := range []string{"meta.json", "state.bin"} {
+		dir := copied(t, whole)
+		if err := os.Truncate(filepath.Join(dir, "raft/snapshots", there[1].Name(), file), 5); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := cluster.Open(config(dir)); !errors.Is(err, cluster.ErrDamaged) {
+			t.Errorf("%s is damaged: got error %v", file, err)
+			if err == nil {
+				n.Close(patience(t))
+			}
+		}
+	}
+}
+
 // Ticks come for ever, and the disk must not fill with them.
 func TestTicksDoNotGrowTheDisk(t *testing.T) {
+	t.Parallel()
 	dir := initialised(t)
 	s, err := cluster.NewLogStore(filepath.Join(dir, "raft/log.db"))
 	if err != nil {
@@ -447,4 +478,19 @@ func TestTicksDoNotGrowTheDisk(t *testing.T) {
 	if grown := sizes[len(sizes)-1]; grown > 8<<20 {
 		t.Errorf("the log's file has %d bytes", grown)
 	}
+}
+
+// An entry that is read is the one that was written, under its own index.
+func FuzzEntry(f *testing.F) {
+	f.Add(uint64(1), cluster.EncodeEntry(entry(1, 2, "data")))
+	f.Add(uint64(1), cluster.EncodeEntry(&raft.Log{Index: 1, Term: 1, Type: raft.LogNoop, AppendedAt: time.Unix(0, 0)}))
+	f.Fuzz(func(t *testing.T, index uint64, b []byte) {
+		var log raft.Log
+		if err := cluster.DecodeEntry(index, b, &log); err != nil {
+			return
+		}
+		if log.Index != index || !bytes.Equal(cluster.EncodeEntry(&log), b) {
+			t.Errorf("%x at %d reads as %+v, which is written otherwise", b, index, log)
+		}
+	})
 }

@@ -260,6 +260,7 @@ var commands = map[string][]step{
 }
 
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	for kind, steps := range commands {
 		for _, step := range steps {
 			t.Run(kind+"/"+step.name, func(t *testing.T) {
@@ -351,6 +352,7 @@ func TestInitCluster(t *testing.T) {
 }
 
 func TestBounds(t *testing.T) {
+	t.Parallel()
 	t.Run("keys of a tenant", func(t *testing.T) {
 		m := initialised(t)
 		m.do(t, createTenant("acme"))

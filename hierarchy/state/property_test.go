@@ -59,6 +59,7 @@ func anyCommand(t *rapid.T) *commandpb.Command {
 // The same log gives the same state, also if it was written and read at any points of it. No state
 // is ever invalid, none that a reader holds ever changes, and what was refused stays refused.
 func TestSameLogSameState(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		log := rapid.SliceOfN(rapid.Custom(anyCommand), 1, 60).Draw(t, "log")
 		restoreAt := rapid.SliceOfDistinct(rapid.IntRange(0, len(log)-1), rapid.ID).Draw(t, "restore at")

@@ -63,6 +63,7 @@ func TestEmptyStateReadsBack(t *testing.T) {
 
 // Each byte counts: any one changed, and any end, is found.
 func TestDamagedSnapshot(t *testing.T) {
+	t.Parallel()
 	good := snapshot(t, populated(t).s)
 	for i := range good {
 		bad := bytes.Clone(good)
@@ -81,15 +82,14 @@ func TestDamagedSnapshot(t *testing.T) {
 
 // Who writes the hash over the bytes anew still has to satisfy what a state is.
 func TestForgedSnapshot(t *testing.T) {
+	t.Parallel()
 	good := snapshot(t, populated(t).s)
 	for i := range len(good) - sha256.Size {
-		for _, flip := range []byte{1, 0x80} {
-			bad := bytes.Clone(good[:len(good)-sha256.Size])
-			bad[i] ^= flip
-			sum := sha256.Sum256(bad)
-			if _, err := state.Read(bytes.NewReader(append(bad, sum[:]...))); !errors.Is(err, state.ErrSnapshot) {
-				t.Fatalf("byte %d changed by %#x: got error %v", i, flip, err)
-			}
+		bad := bytes.Clone(good[:len(good)-sha256.Size])
+		bad[i] ^= []byte{1, 0x80, 0x08}[i%3]
+		sum := sha256.Sum256(bad)
+		if _, err := state.Read(bytes.NewReader(append(bad, sum[:]...))); !errors.Is(err, state.ErrSnapshot) {
+			t.Fatalf("byte %d changed: got error %v", i, err)
 		}
 	}
 }

@@ -1,0 +1,133 @@
+package state
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/policy"
+)
+
+// No command leads to what is refused here, and a snapshot of it has all its hashes right. So it is
+// made from inside: put checks nothing.
+func TestSnapshotOfWhatIsNoState(t *testing.T) {
+	mk := func(b byte) hierarchy.ID { return hierarchy.ID{b} }
+	cluster := hierarchy.ClusterID{ID: mk(1)}
+	region, node := hierarchy.RegionID{ID: mk(2)}, hierarchy.NodeID{ID: mk(3)}
+	tenant, key := hierarchy.TenantID{ID: mk(4)}, hierarchy.KeyID{ID: mk(5)}
+	uid := uint32(7)
+
+	regionOf := func(id byte, name string) *Region {
+		return &Region{ID: hierarchy.RegionID{ID: mk(id)}, Name: name, Role: hierarchy.RoleVoting, Identity: []byte("i"), MintingNode: node}
+	}
+	tenantOf := func(id byte, name string) *Tenant {
+		return &Tenant{ID: hierarchy.TenantID{ID: mk(id)}, Name: name, State: hierarchy.TenantEnabled, MaxStaleness: time.Second, Placement: []hierarchy.RegionID{region}}
+	}
+	versionOf := func(n uint32, s hierarchy.VersionState) *Version {
+		return &Version{Number: n, State: s, Attempt: 1, Regions: []RegionKey{{
+			Region: region, Minted: true, Object: hierarchy.KEKObjectID(cluster, tenant, key, n, region, 1),
+		}}}
+	}
+	keyOf := func(change func(*Key)) *Key {
+		k := &Key{ID: key, Tenant: tenant, Name: "k", MinUnwrapVersion: 1, Versions: []*Version{versionOf(1, hierarchy.Deactivated), versionOf(2, hierarchy.Active)}}
+		if change != nil {
+			change(k)
+		}
+		return k
+	}
+	build := func(change func(*draft)) error {
+		d := New().draft()
+		d.cluster, d.index = cluster, 100
+		d.putRegion(regionOf(2, "r"))
+		d.putNode(&Node{ID: node, Name: "n", Region: region, Voter: true})
+		d.putTenant(tenantOf(4, "t"))
+		d.putService(&Service{Name: "s", UID: &uid})
+		change(d)
+		var buf bytes.Buffer
+		if err := Write(&buf, d.State); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Read(&buf)
+		return err
+	}
+	if err := build(func(d *draft) { d.putKey(keyOf(nil)) }); err != nil {
+		t.Fatalf("what the others are changed from: %v", err)
+	}
+	for _, c := range []struct {
+		name, words string
+		change      func(*draft)
+	}{
+		{"two regions of one ID", "two regions", func(d *draft) { d.putRegion(regionOf(2, "r2")) }},
+		{"two nodes of one ID", "two nodes", func(d *draft) { d.putNode(&Node{ID: node, Name: "n2", Region: region}) }},
+		{"node of no region", "region that is not there", func(d *draft) {
+			d.putNode(&Node{ID: hierarchy.NodeID{ID: mk(30)}, Name: "n2", Region: hierarchy.RegionID{ID: mk(99)}})
+		}},
+		{"two tenants of one ID", "two tenants", func(d *draft) { d.putTenant(tenantOf(4, "t2")) }},
+		{"tenant in no region", "has no region", func(d *draft) { n := tenantOf(40, "t2"); n.Placement = nil; d.putTenant(n) }},
+		{"tenant elsewhere", "region that is not there", func(d *draft) {
+			n := tenantOf(40, "t2")
+			n.Placement = []hierarchy.RegionID{{ID: mk(99)}}
+			d.putTenant(n)
+		}},
+		{"tenant too stale", "max_staleness", func(d *draft) { n := tenantOf(40, "t2"); n.MaxStaleness = 48 * time.Hour; d.putTenant(n) }},
+		{"key of no tenant", "tenant that is not there", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Tenant = hierarchy.TenantID{ID: mk(99)} })) }},
+		{"two keys of one ID", "two keys", func(d *draft) {
+			d.putKey(keyOf(nil))
+			d.putKey(keyOf(func(k *Key) {
+				// Its objects would be those of the other's name: of no version that is minted.
+				k.Name, k.Versions = "k2", []*Version{{Number: 1, State: hierarchy.PreActive, Attempt: 1, Regions: []RegionKey{{Region: region}}}}
+			}))
+		}},
+		{"two active versions", "2 active", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Versions[0] = versionOf(1, hierarchy.Active) })) }},
+		{"one that would be active if resumed", "2 active", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) {
+				k.Versions[0] = versionOf(1, hierarchy.Suspended)
+				k.Versions[0].ResumeTo = hierarchy.Active
+			}))
+		}},
+		{"a version is missing", "stands where", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Versions = k.Versions[1:] })) }},
+		{"no versions", "0 versions", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Versions = nil })) }},
+		{"unwraps from beyond", "min_unwrap_version", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.MinUnwrapVersion = 3 })) }},
+		{"unwraps from nowhere", "min_unwrap_version", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.MinUnwrapVersion = 0 })) }},
+		{"resumes without being suspended", "resume", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Versions[0].ResumeTo = hierarchy.Deactivated })) }},
+		{"active and not minted", "not minted", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Versions[1].Regions[0] = RegionKey{Region: region} })) }},
+		{"another's object", "not its own", func(d *draft) { d.putKey(keyOf(func(k *Key) { k.Versions[1].Attempt = 2 })) }},
+		{"version elsewhere", "region that is not there", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) { k.Versions[1].Regions[0].Region = hierarchy.RegionID{ID: mk(99)} }))
+		}},
+		{"too many seals", "seals are reserved", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) { k.Versions[1].Regions[0].WrapsReserved = MaxWraps + 1 }))
+		}},
+		{"more reserved than is", "do not fit", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) {
+				k.Versions[1].Regions[0].WrapsReserved, k.Versions[1].Regions[0].Reservations = 5, []Reservation{{node, 6}}
+			}))
+		}},
+		{"reserved by a stranger", "not of the region", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) {
+				k.Versions[1].Regions[0].WrapsReserved, k.Versions[1].Regions[0].Reservations = 5, []Reservation{{hierarchy.NodeID{ID: mk(99)}, 5}}
+			}))
+		}},
+		{"services alike", "same callers", func(d *draft) { d.putService(&Service{Name: "s2", UID: &uid}) }},
+		{"service of everybody", "needs a uid", func(d *draft) { d.putService(&Service{Name: "s2"}) }},
+		{"rule of no service", "not there", func(d *draft) {
+			d.putRule(&policy.Rule{Service: "gone", Pattern: policy.Pattern{Tenant: "*", Key: "*"}, Ops: 1})
+		}},
+		{"anchor of no node", "not there", func(d *draft) { d.putAnchor(&Anchor{Node: hierarchy.NodeID{ID: mk(99)}, Signature: []byte("s")}) }},
+		{"two outcomes of one command", "two outcomes", func(d *draft) {
+			d.putOutcome(&outcome{id: hierarchy.CommandID{ID: mk(8)}, index: 1})
+			d.putOutcome(&outcome{id: hierarchy.CommandID{ID: mk(8)}, index: 2})
+		}},
+		{"outcome to come", "the state is of 100", func(d *draft) { d.putOutcome(&outcome{id: hierarchy.CommandID{ID: mk(8)}, index: 101}) }},
+		{"outcome of an unknown code", "not known", func(d *draft) {
+			d.putOutcome(&outcome{id: hierarchy.CommandID{ID: mk(8)}, index: 1, code: "FINE"})
+		}},
+	} {
+		if err := build(c.change); !errors.Is(err, ErrSnapshot) || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: got error %v, which is to say %q", c.name, err, c.words)
+		}
+	}
+}
