@@ -243,8 +243,14 @@ func (d *driver) find(template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, err
 	if err := d.p11.FindObjectsInit(d.session, template); err != nil {
 		return nil, err
 	}
-	handles, _, err := d.p11.FindObjects(d.session, 1000)
-	return handles, errors.Join(err, d.p11.FindObjectsFinal(d.session))
+	var handles []pkcs11.ObjectHandle
+	for {
+		more, _, err := d.p11.FindObjects(d.session, 1000)
+		if err != nil || len(more) == 0 {
+			return handles, errors.Join(err, d.p11.FindObjectsFinal(d.session))
+		}
+		handles = append(handles, more...)
+	}
 }
 
 func (d *driver) secretKey(id string) (pkcs11.ObjectHandle, error) {
