@@ -2,7 +2,6 @@ package socketapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 	"unicode/utf8"
@@ -82,7 +81,10 @@ func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id 
 	cmd.Format, cmd.Id = state.Format, id.ID[:]
 	cmd.Actor = &commandpb.Actor{NodeId: a.Self.ID[:], Uid: who.UID, Gid: who.GID, Pid: who.PID}
 	result, err := a.Hierarchy.Propose(ctx, cmd)
-	return result.Index, errors.Join(err, result.Err)
+	if err == nil {
+		err = result.Err
+	}
+	return result.Index, err
 }
 
 // named gives an error its form for the caller, with the command's ID in it.

@@ -48,7 +48,10 @@ type proposer struct{ *cluster.Node }
 
 func (p proposer) Propose(ctx context.Context, c *commandpb.Command) error {
 	r, err := p.Node.Propose(ctx, c)
-	return errors.Join(err, r.Err)
+	if err == nil {
+		err = r.Err
+	}
+	return err
 }
 
 // minting tells when a key version can be served.

@@ -50,6 +50,9 @@ func openToken(ctx context.Context, c hsmConfig, log *slog.Logger) (_ *openedTok
 		return t, fmt.Errorf("the token's identity: %w", err)
 	}
 	cfg := pkcs11.Config{Manager: true, Slots: c.Sessions, Copies: c.MaxCopies}
+	if t.guard != nil {
+		cfg.Guard = t.guard
+	}
 	t.Token, err = pkcs11.Open(ctx, selected, cfg)
 	return t, err
 }

@@ -70,29 +70,23 @@ func (a *agreement) derive(ctx context.Context, s *slot, peer []byte, kdf hsm.KD
 	if a.pair.private == 0 || a.pair.session != s.session {
 		return hsm.Object{}, fmt.Errorf("%w: the pair is gone with its session; begin again", hsm.ErrKeyNotFound)
 	}
-	found, err := t.clearedOfHalfMade(s, id)
-	if err != nil {
-		return hsm.Object{}, err
-	}
-	if len(found) > 0 {
-		if err := a.same(s, peer, kdf, info, found); err != nil {
-			return hsm.Object{}, err
+	r, err := t.create(ctx, s, id, func(found []record) ([]record, error) {
+		if len(found) > 0 {
+			return found, a.same(s, peer, kdf, info, found)
 		}
-	} else {
 		h, err := t.deriveBridge(s, a.pair.private, peer, kdf, info, kekTemplate(id, label))
 		if err != nil {
-			return hsm.Object{}, err
+			return nil, err
 		}
 		r, err := t.readChecked(s, h)
 		if err != nil {
-			return hsm.Object{}, err
+			return nil, err
 		}
 		if !r.obj.Bridge && r.obj.Fault == nil {
 			r.obj.Fault = fmt.Errorf("%w: the token says that a derived key was generated", hsm.ErrKeyRefused)
 		}
-		found = []record{r}
-	}
-	r, err := t.admit(ctx, s, id, found)
+		return []record{r}, nil
+	})
 	return r.obj, err
 }
 

@@ -29,6 +29,6 @@
 //
 // # What it leaves to others
 //
-// That SoftHSM's files reach the disk (Config.Durable), that two processes do not mint under
+// That SoftHSM's files reach the disk (Config.Guard), that two processes do not mint under
 // one ID, who may use which key, and when a key may be used again.
 package pkcs11

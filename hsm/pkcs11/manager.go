@@ -181,30 +181,53 @@ func (t *Token) Generate(ctx context.Context, id hierarchy.ObjectID, label strin
 }
 
 func (t *Token) generate(ctx context.Context, s *slot, id hierarchy.ObjectID, label string) (record, error) {
-	found, err := t.clearedOfHalfMade(s, id)
+	return t.create(ctx, s, id, func(found []record) ([]record, error) {
+		if len(found) == 0 {
+			mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
+			h, err := t.m.ctx.GenerateKey(s.session, mechanism, kekTemplate(id, label))
+			if err != nil {
+				return nil, failure("generate a key", err)
+			}
+			r, err := t.readChecked(s, h)
+			if err != nil {
+				return nil, err
+			}
+			found = []record{r}
+		}
+		if found[0].obj.Bridge && found[0].obj.Fault == nil {
+			found[0].obj.Fault = fmt.Errorf("%w: CKA_LOCAL is 0: it was not generated in the token", hsm.ErrKeyRefused)
+		}
+		return found, nil
+	})
+}
+
+// create is how a key comes to be under an ID. It looks for what is there, clears away what a
+// crash left, has produce use or make the key, tests it, and takes it into the index, all
+// in one bracket of the guard.
+func (t *Token) create(ctx context.Context, s *slot, id hierarchy.ObjectID, produce func(found []record) ([]record, error)) (record, error) {
+	found, err := t.find(s, id)
 	if err != nil {
 		return record{}, err
 	}
-	if len(found) == 0 {
-		mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}
-		h, err := t.m.ctx.GenerateKey(s.session, mechanism, kekTemplate(id, label))
-		if err != nil {
-			return record{}, failure("generate a key", err)
+	whole, halves := separate(found)
+	bracket := t.cfg.Guard.Change
+	if len(halves) > 0 {
+		bracket = t.cfg.Guard.Destroy
+	}
+	return guarded(ctx, bracket, func() (record, error) {
+		if err := t.clear(s, halves); err != nil {
+			return record{}, err
 		}
-		r, err := t.readChecked(s, h)
+		found, err := produce(whole)
 		if err != nil {
 			return record{}, err
 		}
-		found = []record{r}
-	}
-	if found[0].obj.Bridge && found[0].obj.Fault == nil {
-		found[0].obj.Fault = fmt.Errorf("%w: CKA_LOCAL is 0: it was not generated in the token", hsm.ErrKeyRefused)
-	}
-	return t.admit(ctx, s, id, found)
+		return t.admit(s, id, found)
+	})
 }
 
-// admit tests what answers to an ID, makes it durable and takes it into the index.
-func (t *Token) admit(ctx context.Context, s *slot, id hierarchy.ObjectID, found []record) (record, error) {
+// admit tests what answers to an ID and takes it into the index.
+func (t *Token) admit(s *slot, id hierarchy.ObjectID, found []record) (record, error) {
 	first, twins := group(found)
 	switch {
 	case first.obj.Fault != nil:
@@ -213,9 +236,6 @@ func (t *Token) admit(ctx context.Context, s *slot, id hierarchy.ObjectID, found
 		return record{}, fmt.Errorf("%w: %s", hsm.ErrKeyLatched, id)
 	}
 	if err := s.test(first.handle, first.obj, twins...); err != nil {
-		return record{}, err
-	}
-	if err := t.durable(ctx); err != nil {
 		return record{}, err
 	}
 	t.take(id, found, true)
@@ -236,32 +256,25 @@ func (t *Token) take(id hierarchy.ObjectID, found []record, tested bool) {
 	t.copies.orphan(orphans)
 }
 
-// clearedOfHalfMade gives what answers to an ID, after destroying what a crash left there:
-// that never held a key, so nothing was ever sealed with it.
-func (t *Token) clearedOfHalfMade(s *slot, id hierarchy.ObjectID) ([]record, error) {
-	found, err := t.find(s, id)
-	if err != nil {
-		return nil, err
-	}
-	whole := found[:0]
+// separate tells whole objects from what a crash left: that never held a key, so nothing was
+// ever sealed with it.
+func separate(found []record) (whole, halves []record) {
 	for _, r := range found {
-		if !r.halfMade() {
+		if r.halfMade() {
+			halves = append(halves, r)
+		} else {
 			whole = append(whole, r)
-			continue
-		}
-		if err := t.m.ctx.DestroyObject(s.session, r.handle); err != nil {
-			return nil, failure("destroy a half-made key", err)
 		}
 	}
-	return whole, nil
+	return whole, halves
 }
 
-func (t *Token) durable(ctx context.Context) error {
-	if t.cfg.Durable == nil {
-		return nil
-	}
-	if err := t.cfg.Durable(ctx); err != nil {
-		return fmt.Errorf("%w: the change is not known to be on disk: %w", hsm.ErrUnavailable, err)
+// clear destroys what a crash left.
+func (t *Token) clear(s *slot, halves []record) error {
+	for _, r := range halves {
+		if err := t.m.ctx.DestroyObject(s.session, r.handle); err != nil {
+			return failure("destroy a half-made key", err)
+		}
 	}
 	return nil
 }
@@ -283,11 +296,11 @@ func (t *Token) setUsable(ctx context.Context, s *slot, id hierarchy.ObjectID, u
 	if first, _ := group(found); usable && first.obj.Fault != nil {
 		return first.obj.Fault
 	}
-	if err := t.latch(s, id, found, usable); err != nil {
-		return err
-	}
-	// Also if nothing had to be changed: an earlier try may not have come this far.
-	return t.durable(ctx)
+	// Also if nothing has to be changed: an earlier try may not have come to the disk.
+	_, err = guarded(ctx, t.cfg.Guard.Change, func() (struct{}, error) {
+		return struct{}{}, t.latch(s, id, found, usable)
+	})
+	return err
 }
 
 // latch destroys the copies and changes the objects, while nothing uses a handle.
@@ -327,10 +340,10 @@ func (t *Token) destroy(ctx context.Context, s *slot, id hierarchy.ObjectID) err
 	if id == canaryID {
 		return fmt.Errorf("%w: that is the canary", hsm.ErrInvalidInput)
 	}
-	if err := t.shred(s, id); err != nil {
-		return err
-	}
-	return t.durable(ctx)
+	_, err := guarded(ctx, t.cfg.Guard.Destroy, func() (struct{}, error) {
+		return struct{}{}, t.shred(s, id)
+	})
+	return err
 }
 
 // shred destroys the copies and the objects, while nothing uses a handle.

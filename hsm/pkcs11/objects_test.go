@@ -470,34 +470,49 @@ func TestLatchDestroysCopies(t *testing.T) {
 	}
 }
 
-// TestDurable: a change is not reported before it is durable, and not if it is not.
-func TestDurable(t *testing.T) {
+// countingGuard fails after the change, as a disk does.
+type countingGuard struct {
+	changes, destructions int
+	fail                  error
+}
+
+func (g *countingGuard) Change(_ context.Context, f func() error) error {
+	g.changes++
+	return errors.Join(f(), g.fail)
+}
+
+func (g *countingGuard) Destroy(_ context.Context, f func() error) error {
+	g.destructions++
+	return errors.Join(f(), g.fail)
+}
+
+// TestGuard: a change happens in a bracket, and is not reported if the bracket fails.
+func TestGuard(t *testing.T) {
 	h := hsmtest.NewSoftHSM(t)
-	calls, fail := 0, error(nil)
-	token := h.Open(t, 0, kekd.Config{Manager: true, Durable: func(context.Context) error { calls++; return fail }})
-	made := calls // the canary's
-	if made != 1 {
-		t.Errorf("%d calls after opening, want 1 for the canary", made)
+	guard := &countingGuard{}
+	token := h.Open(t, 0, kekd.Config{Manager: true, Guard: guard})
+	if guard.changes != 2 {
+		t.Errorf("%d brackets after opening, want 2: the login and the canary", guard.changes)
 	}
 	key := mint(t, token, hierarchy.ObjectID{11})
-	fail = errors.New("disk on fire")
+	guard.fail = errors.New("disk on fire")
 	for name, change := range map[string]func() error{
 		"generate": func() error { _, err := token.Generate(t.Context(), hierarchy.ObjectID{12}, "x"); return err },
 		"latch":    func() error { return token.SetUsable(t.Context(), key.ID, false) },
 	} {
-		if err := change(); !errors.Is(err, hsm.ErrUnavailable) || !errors.Is(err, fail) {
+		if err := change(); !errors.Is(err, hsm.ErrUnavailable) || !errors.Is(err, guard.fail) {
 			t.Errorf("%s that is not durable: %v", name, err)
 		}
 	}
-	if err := token.Destroy(t.Context(), key.ID); !errors.Is(err, fail) {
+	if err := token.Destroy(t.Context(), key.ID); !errors.Is(err, guard.fail) {
 		t.Errorf("a destruction that is not durable: %v", err)
 	}
-	fail = nil
-	before := calls
+	guard.fail = nil
+	before := guard.destructions
 	if err := token.Destroy(t.Context(), key.ID); err != nil {
 		t.Errorf("destroying again: %v", err)
 	}
-	if calls != before+1 {
+	if guard.destructions != before+1 {
 		t.Errorf("destroying again made nothing durable: what the first try destroyed may not be on disk")
 	}
 }

@@ -31,9 +31,9 @@ type Config struct {
 	// Copies is how many hot keys are copied into the session at most; less than 0: none.
 	Copies int
 
-	// Durable is called after objects were changed and before the change is reported, so that
-	// what is reported is on disk. Nil for tokens that see to it themselves.
-	Durable func(context.Context) error
+	// Guard brackets changes, so that what is reported is on disk. Nil for tokens that see to
+	// it themselves.
+	Guard Guard
 }
 
 // Profile gives the numbers that suit a token. SoftHSM has one lock for the whole process:
@@ -91,6 +91,9 @@ func Open(ctx context.Context, selected Selected, cfg Config) (*Token, error) {
 	if cfg.Copies == 0 {
 		cfg.Copies = copies
 	}
+	if cfg.Guard == nil {
+		cfg.Guard = unguarded{}
+	}
 	m, err := acquire(selected.Module)
 	if err != nil {
 		return nil, err
@@ -119,7 +122,7 @@ func (t *Token) start(ctx context.Context, selected Selected) error {
 		return err
 	}
 	t.running.Go(func() { t.manage(manager) })
-	if err := t.logIn(manager.session, info); err != nil {
+	if err := t.logIn(ctx, manager.session, info); err != nil {
 		return err
 	}
 	if _, err := change(ctx, t, func(s *slot) (struct{}, error) { return struct{}{}, t.load(ctx, s) }); err != nil {
@@ -137,7 +140,7 @@ func (t *Token) start(ctx context.Context, selected Selected) error {
 }
 
 // logIn logs in, once, unless somebody in this process has.
-func (t *Token) logIn(session pkcs11.SessionHandle, info pkcs11.TokenInfo) error {
+func (t *Token) logIn(ctx context.Context, session pkcs11.SessionHandle, info pkcs11.TokenInfo) error {
 	state, err := t.m.ctx.GetSessionInfo(session)
 	if err != nil {
 		return failure("look at a session", err)
@@ -151,7 +154,10 @@ func (t *Token) logIn(session pkcs11.SessionHandle, info pkcs11.TokenInfo) error
 	if err := mayLogIn(info); err != nil {
 		return err
 	}
-	if err := t.m.ctx.Login(session, pkcs11.CKU_USER, string(t.cfg.PIN.b)); err != nil {
+	_, err = guarded(ctx, t.cfg.Guard.Change, func() (struct{}, error) {
+		return struct{}{}, t.m.ctx.Login(session, pkcs11.CKU_USER, string(t.cfg.PIN.b))
+	})
+	if err != nil {
 		return failure("log in to token "+info.Label, err)
 	}
 	return nil
