@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/identity"
@@ -68,7 +69,12 @@ func (t *openedToken) find(ctx context.Context, c hsmConfig, log *slog.Logger) (
 			return pkcs11.Selected{}, pkcs11.PIN{}, err
 		}
 	}
-	selected, err := pkcs11.Probe(uri, c.Module)
+	// In a bracket too: a look in the middle of another process's login finds no token.
+	var selected pkcs11.Selected
+	err = t.change(ctx, func() (err error) {
+		selected, err = pkcs11.Probe(uri, c.Module)
+		return err
+	})
 	if err != nil {
 		return selected, pkcs11.PIN{}, err
 	}
@@ -76,15 +82,28 @@ func (t *openedToken) find(ctx context.Context, c hsmConfig, log *slog.Logger) (
 	return selected, pin, err
 }
 
+// repairTimeout is how long a repair waits for processes that have the token open. Where there
+// are some, it is left to their brackets.
+const repairTimeout = 2 * time.Second
+
 // attach repairs the token directory, and points SoftHSM to it.
 func attach(ctx context.Context, path string, log *slog.Logger) (*softhsm.Guard, error) {
 	dir, err := softhsm.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	guard, err := dir.Attach(ctx, func(r softhsm.Report) {
+	notify := func(r softhsm.Report) {
 		log.Warn("the token directory was put right", "directory", path, "report", r.String())
-	})
+	}
+	alone, cancel := context.WithTimeout(ctx, repairTimeout)
+	defer cancel()
+	switch report, err := dir.Repair(alone); {
+	case err != nil && !errors.Is(err, softhsm.ErrInUse):
+		return nil, err
+	case !report.Empty():
+		notify(report)
+	}
+	guard, err := dir.Attach(ctx, notify)
 	if err != nil {
 		return nil, err
 	}
