@@ -59,9 +59,20 @@ func commandOf(t testing.TB, c workerConfig, env ...string) func() *exec.Cmd {
 	t.Helper()
 	config, err := json.Marshal(c)
 	must(t, err)
+	// What a module that crashes prints is many lines.
+	path := filepath.Join(t.TempDir(), "stderr")
+	stderr, err := os.Create(path)
+	must(t, err)
+	t.Cleanup(func() {
+		stderr.Close()
+		if b, err := os.ReadFile(path); err == nil && t.Failed() {
+			t.Logf("the workers said:\n%.2000s", b)
+		}
+	})
 	return func() *exec.Cmd {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(append(os.Environ(), env...), asWorker+"="+string(config))
+		cmd.Stderr = stderr
 		return cmd
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -174,17 +173,20 @@ func (w *worker) read() {
 	close(w.down)
 }
 
+// listen returns nil when the worker has hung up without a word, at whatever moment.
 func (w *worker) listen(frames *frameReader) error {
 	for {
 		k, frame, err := frames.next()
-		if err != nil {
-			if err == io.EOF {
-				return nil
-			}
-			return err
+		if err == nil {
+			w.hear()
+			err = w.take(k, frame)
+		} else if !errors.Is(err, errGarbage) {
+			return nil
 		}
-		w.hear()
-		if err := w.take(k, frame); err != nil {
+		if errors.Is(err, errGarbage) {
+			return fmt.Errorf("%w: it sent %w", hsm.ErrUnavailable, err)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -9,12 +9,15 @@ const quantum = 16
 
 // cost weighs an operation: one for each step in the token, and one for each 4 KiB that have to
 // be carried.
-func cost(op *hsm.Operation) uint16 {
-	steps := len(op.To)
+func cost(op *hsm.Operation) uint16 { return uint16(steps(op) + operationSize(op)>>12) }
+
+// steps is how many times the token encrypts or decrypts for an operation.
+func steps(op *hsm.Operation) int {
+	n := len(op.To)
 	if op.Open != nil {
-		steps++
+		n++
 	}
-	return uint16(max(steps, 1) + operationSize(op)>>12)
+	return max(n, 1)
 }
 
 // A queue holds what waits for a worker, in lanes: a deficit round robin (Shreedhar and

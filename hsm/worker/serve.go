@@ -127,6 +127,7 @@ type server struct {
 	err    error // why it ended; nil: the daemon hung up
 
 	inFlight atomic.Int64
+	waiting  *jobs         // of a token that runs one operation at a time
 	changes  chan *request // the manager's, in order
 	pairs    map[uint32]hsm.Agreement
 	jobs     sync.Pool
@@ -143,7 +144,7 @@ func serve(ctx context.Context, conn *net.UnixConn, pin io.ReadCloser, open Open
 	s := &server{
 		conn: conn, out: out, ctx: ctx, ended: make(chan struct{}),
 		changes: make(chan *request, 1024), pairs: map[uint32]hsm.Agreement{},
-		jobs: sync.Pool{New: func() any { return &job{} }},
+		jobs: sync.Pool{New: func() any { return &job{} }}, waiting: newJobs(),
 	}
 	frames := newFrameReader(conn)
 	role, err := readHello(frames)
@@ -162,6 +163,12 @@ func serve(ctx context.Context, conn *net.UnixConn, pin io.ReadCloser, open Open
 		}
 	case <-s.ended: // while the token is being opened: nobody waits for it any more
 		return s.why()
+	}
+	if s.backend.Parallel <= 1 {
+		for range runners {
+			go s.runSlices()
+		}
+		defer s.waiting.close()
 	}
 	close(reading)
 	if role == RoleManager {
@@ -321,7 +328,11 @@ func (s *server) take(k kind, frame []byte) error {
 		if s.inFlight.Add(int64(len(j.ops))) > inFlightLimit {
 			return fmt.Errorf("%w: more than %d operations in flight", errGarbage, inFlightLimit)
 		}
-		go s.run(j)
+		if s.backend.Parallel <= 1 {
+			s.waiting.add(j)
+		} else {
+			go s.runAll(j)
+		}
 		return nil
 	case kindRequest:
 		r, err := parseRequest(frame)
@@ -342,21 +353,35 @@ func (s *server) take(k kind, frame []byte) error {
 	return errGarbage
 }
 
-// run runs the operations of one frame.
-func (s *server) run(j *job) {
-	if s.backend.Parallel <= 1 {
-		s.backend.Token.Do(s.ctx, j.ops)
-		s.answer(j.ids, j.ops)
-	} else {
-		var wg sync.WaitGroup
-		for i := range j.ops {
-			wg.Go(func() {
-				s.backend.Token.Do(s.ctx, j.ops[i:i+1])
-				s.answer(j.ids[i:i+1], j.ops[i:i+1])
-			})
+// runSlices runs operations of frames by the slice, and answers frame by frame.
+func (s *server) runSlices() {
+	for {
+		j, from, to := s.waiting.take()
+		if j == nil {
+			return
 		}
-		wg.Wait()
+		s.backend.Token.Do(s.ctx, j.ops[from:to])
+		if s.waiting.ran(j, to-from) {
+			s.answer(j.ids, j.ops)
+			s.finish(j)
+		}
 	}
+}
+
+// runAll runs and answers each operation of a frame by itself, all at once.
+func (s *server) runAll(j *job) {
+	var wg sync.WaitGroup
+	for i := range j.ops {
+		wg.Go(func() {
+			s.backend.Token.Do(s.ctx, j.ops[i:i+1])
+			s.answer(j.ids[i:i+1], j.ops[i:i+1])
+		})
+	}
+	wg.Wait()
+	s.finish(j)
+}
+
+func (s *server) finish(j *job) {
 	s.inFlight.Add(-int64(len(j.ops)))
 	j.wipe()
 	s.jobs.Put(j)
