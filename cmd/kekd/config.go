@@ -38,7 +38,8 @@ type hsmConfig struct {
 	// SoftHSM is a directory that kekd makes and looks after, for the embedded default: it
 	// holds softhsm2.conf and the token's files. Empty: the token is somebody else's.
 	SoftHSM   string `toml:"softhsm"`
-	Sessions  int    `toml:"sessions"`   // 0: as the token's model needs
+	Workers   int    `toml:"workers"`    // processes that drive the token; 0: as its model needs
+	Sessions  int    `toml:"sessions"`   // of each worker; 0: as the token's model needs
 	MaxCopies int    `toml:"max_copies"` // session copies of hot keys; 0: 1024
 }
 
@@ -134,6 +135,9 @@ func (c *config) check() error {
 	}
 	if c.HSM.Sessions < 0 || c.HSM.Sessions > 1024 {
 		return fmt.Errorf("hsm.sessions: %d is not between 0 and 1024", c.HSM.Sessions)
+	}
+	if c.HSM.Workers < 0 || c.HSM.Workers > 64 {
+		return fmt.Errorf("hsm.workers: %d is not between 0 and 64", c.HSM.Workers)
 	}
 	if c.HSM.MaxCopies < 0 {
 		return fmt.Errorf("hsm.max_copies: %d is negative", c.HSM.MaxCopies)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 
 	"github.com/hashicorp/raft"
@@ -42,7 +41,7 @@ It never replaces anything. An init that was interrupted is finished by running 
 // runInit makes things in an order in which each crash leaves something that the next try
 // goes on from: the identifiers, token and identity, journal, Raft, and last the mark that all
 // is there.
-func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) error {
+func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (err error) {
 	c, err := loadConfig(configPath)
 	if err != nil {
 		return err
@@ -57,18 +56,19 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) e
 		return err
 	}
 
-	public, err := initToken(ctx, c.HSM, log)
+	token, err := initToken(ctx, c.HSM, log)
 	if err != nil {
 		return err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(public)
+	defer func() { err = errors.Join(err, token.Close(context.WithoutCancel(ctx))) }()
+	spki, err := x509.MarshalPKIXPublicKey(token.identity.Public())
 	if err != nil {
 		return err
 	}
 	if err := writeFileAtomic(identityPath(c.DataDir), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}), 0o644); err != nil {
 		return err
 	}
-	if err := initJournal(ctx, c, n, log); err != nil {
+	if err := initJournal(c, n, token); err != nil {
 		return err
 	}
 	if err := initRaft(c, n, spki); err != nil {
@@ -107,13 +107,8 @@ func startNode(c config) (nodeFile, error) {
 	return n, nil
 }
 
-func initJournal(ctx context.Context, c config, n nodeFile, log *slog.Logger) error {
-	token, err := openToken(ctx, c.HSM, log)
-	if err != nil {
-		return err
-	}
-	defer token.Close(context.WithoutCancel(ctx))
-	err = audit.Create(auditDir(c.DataDir), audit.Options{Cluster: n.ClusterID, Node: n.NodeID, Signer: token.identity})
+func initJournal(c config, n nodeFile, token *openedToken) error {
+	err := audit.Create(auditDir(c.DataDir), audit.Options{Cluster: n.ClusterID, Node: n.NodeID, Signer: token.identity})
 	if errors.Is(err, hierarchy.ErrAlreadyExists) {
 		return nil
 	}

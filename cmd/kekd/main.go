@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kekd/kekd/hsm"
 )
 
 func init() {
@@ -25,8 +28,19 @@ func main() {
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "kekd: %v\n", err)
-		os.Exit(1)
+		os.Exit(exitStatus(err))
 	}
+}
+
+// exitStatus is 1, or EX_CONFIG (sysexits.h) for a PIN that must not be tried again by a
+// service manager's restart: docs/OPERATIONS.md has the line for the unit.
+func exitStatus(err error) int {
+	for _, final := range []error{hsm.ErrPINIncorrect, hsm.ErrPINLocked, hsm.ErrPINMissing} {
+		if errors.Is(err, final) {
+			return 78
+		}
+	}
+	return 1
 }
 
 func rootCommand() *cobra.Command {
@@ -37,7 +51,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(initCommand(), serveCommand(), devCommand())
+	root.AddCommand(initCommand(), serveCommand(), devCommand(), tokenWorkerCommand())
 	return root
 }
 

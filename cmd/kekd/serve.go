@@ -21,6 +21,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/reconcile"
+	"github.com/kekd/kekd/hsm/worker"
 	"github.com/kekd/kekd/unix-socket-api"
 )
 
@@ -58,7 +59,7 @@ type node struct {
 	log      *slog.Logger
 	warnings []string // of the start, for status
 
-	token      *openedToken
+	token      *worker.Pool
 	journal    *audit.Journal
 	raft       *cluster.Node
 	wraps      *quota.Wraps
@@ -93,7 +94,7 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := n.start(starting, o.acceptAuditLoss); err != nil {
+	if err := n.start(starting, o); err != nil {
 		return err
 	}
 	failed := make(chan error, 2)
@@ -109,8 +110,6 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	case <-ctx.Done():
 		n.log.Info("stopping")
 		return nil
-	case err = <-n.token.Failed():
-		return fmt.Errorf("the token: %w", err)
 	case <-n.journal.Failed():
 		return fmt.Errorf("the audit journal: %w", n.journal.Healthy())
 	case err = <-n.raft.Failed():
@@ -121,15 +120,24 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 }
 
 // start opens the parts, each on those before it.
-func (n *node) start(ctx context.Context, acceptAuditLoss string) (err error) {
-	if n.token, err = openToken(ctx, n.config.HSM, n.log); err != nil {
+func (n *node) start(ctx context.Context, o serveOptions) (err error) {
+	repaired, err := repair(ctx, n.config.HSM, n.log)
+	if err != nil {
+		return err
+	}
+	if n.token, err = openWorkers(ctx, n.config, o.config, n.log); err != nil {
 		return err
 	}
 	n.journal, err = audit.Open(auditDir(n.config.DataDir), audit.Options{
-		Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.identity, Log: n.log,
+		Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Log: n.log,
 	})
 	if err != nil {
 		return err
+	}
+	if !repaired.Empty() {
+		if _, err := n.journal.Write(ctx, []audit.Record{{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()}}); err != nil {
+			return err
+		}
 	}
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.self.NodeID.String()))
 	n.raft, err = cluster.Open(cluster.Config{Dir: raftDir(n.config.DataDir), Transport: transport, Logger: n.log})
@@ -139,7 +147,7 @@ func (n *node) start(ctx context.Context, acceptAuditLoss string) (err error) {
 	if err := n.awaitLease(ctx); err != nil {
 		return err
 	}
-	if err := n.checkAnchor(ctx, acceptAuditLoss); err != nil {
+	if err := n.checkAnchor(ctx, o.acceptAuditLoss); err != nil {
 		return err
 	}
 	n.anchored = make(chan struct{})

@@ -19,91 +19,111 @@ import (
 	"github.com/kekd/kekd/hsm/softhsm"
 )
 
-// openedToken is this region's token, driven in this process.
+// openedToken is this region's token, driven in this process: a token worker, or init.
 type openedToken struct {
 	*pkcs11.Token
-	identity *identity.Identity
-	guard    *softhsm.Guard // nil: the token is not one that kekd looks after
+	identity *identity.Identity // of the manager alone
+	guard    *softhsm.Guard     // nil: the token is not one that kekd looks after
+	selected pkcs11.Selected
 }
 
 // softHSMConf is where the token directory has its softhsm2.conf.
 func softHSMConf(dir string) string { return filepath.Join(dir, "softhsm2.conf") }
 
-// openToken opens the token and its identity in the order that the module demands: look, log
-// in through crypto11, join.
-func openToken(ctx context.Context, c hsmConfig, log *slog.Logger) (_ *openedToken, err error) {
+// openToken opens the token in the order that the module demands: look; log in through crypto11,
+// where this process also signs; join.
+func openToken(ctx context.Context, c hsmConfig, manager bool, pin pkcs11.PIN, log *slog.Logger) (_ *openedToken, err error) {
 	t := &openedToken{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	selected, pin, err := t.find(ctx, c, log)
-	if err != nil {
+	if err := t.find(ctx, c, log); err != nil {
 		return t, err
 	}
-	defer pin.Wipe()
-	err = t.change(ctx, func() (err error) {
-		t.identity, err = identity.Open(identity.Config{Module: selected.Module, Serial: selected.Serial, PIN: pin.Bytes()})
-		return err
-	})
-	if err != nil {
-		return t, fmt.Errorf("the token's identity: %w", err)
+	if manager {
+		err = t.change(ctx, func() (err error) {
+			t.identity, err = identity.Open(t.identityConfig(pin))
+			return err
+		})
+		if err != nil {
+			return t, fmt.Errorf("the token's identity: %w", err)
+		}
 	}
-	cfg := pkcs11.Config{Manager: true, Slots: c.Sessions, Copies: c.MaxCopies}
+	cfg := pkcs11.Config{PIN: pin, Manager: manager, Slots: c.Sessions, Copies: c.MaxCopies}
 	if t.guard != nil {
 		cfg.Guard = t.guard
 	}
-	t.Token, err = pkcs11.Open(ctx, selected, cfg)
+	t.Token, err = pkcs11.Open(ctx, t.selected, cfg)
 	return t, err
 }
 
-// find prepares the directory, if it is ours, selects the token and reads its PIN.
-func (t *openedToken) find(ctx context.Context, c hsmConfig, log *slog.Logger) (pkcs11.Selected, pkcs11.PIN, error) {
+func (t *openedToken) identityConfig(pin pkcs11.PIN) identity.Config {
+	return identity.Config{Module: t.selected.Module, Serial: t.selected.Serial, PIN: pin.Bytes()}
+}
+
+// readPIN reads the PIN from where the token's URI says.
+func readPIN(c hsmConfig) (pkcs11.PIN, error) {
 	uri, err := pkcs11.ParseURI(c.Token)
 	if err != nil {
-		return pkcs11.Selected{}, pkcs11.PIN{}, err
+		return pkcs11.PIN{}, err
+	}
+	return pkcs11.ReadPIN(uri.PINSource)
+}
+
+// find takes this process's part in the directory, if it is ours, and selects the token.
+func (t *openedToken) find(ctx context.Context, c hsmConfig, log *slog.Logger) error {
+	uri, err := pkcs11.ParseURI(c.Token)
+	if err != nil {
+		return err
 	}
 	if c.SoftHSM != "" {
 		if t.guard, err = attach(ctx, c.SoftHSM, log); err != nil {
-			return pkcs11.Selected{}, pkcs11.PIN{}, err
+			return err
 		}
 	}
 	// In a bracket too: a look in the middle of another process's login finds no token.
-	var selected pkcs11.Selected
-	err = t.change(ctx, func() (err error) {
-		selected, err = pkcs11.Probe(uri, c.Module)
+	return t.change(ctx, func() (err error) {
+		t.selected, err = pkcs11.Probe(uri, c.Module)
 		return err
 	})
-	if err != nil {
-		return selected, pkcs11.PIN{}, err
-	}
-	pin, err := pkcs11.ReadPIN(uri.PINSource)
-	return selected, pin, err
 }
 
 // repairTimeout is how long a repair waits for processes that have the token open. Where there
 // are some, it is left to their brackets.
 const repairTimeout = 2 * time.Second
 
-// attach repairs the token directory, and points SoftHSM to it.
+// repair puts the embedded token's directory right, before any worker has it open.
+func repair(ctx context.Context, c hsmConfig, log *slog.Logger) (softhsm.Report, error) {
+	if c.SoftHSM == "" {
+		return softhsm.Report{}, nil
+	}
+	dir, err := softhsm.Open(c.SoftHSM)
+	if err != nil {
+		return softhsm.Report{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	defer cancel()
+	report, err := dir.Repair(ctx)
+	if errors.Is(err, softhsm.ErrInUse) {
+		err = nil
+	}
+	if !report.Empty() {
+		log.Warn("the token directory was put right", "directory", c.SoftHSM, "report", report.String())
+	}
+	return report, err
+}
+
+// attach takes this process's part in the token directory, and points SoftHSM to it.
 func attach(ctx context.Context, path string, log *slog.Logger) (*softhsm.Guard, error) {
 	dir, err := softhsm.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	notify := func(r softhsm.Report) {
+	guard, err := dir.Attach(ctx, func(r softhsm.Report) {
 		log.Warn("the token directory was put right", "directory", path, "report", r.String())
-	}
-	alone, cancel := context.WithTimeout(ctx, repairTimeout)
-	defer cancel()
-	switch report, err := dir.Repair(alone); {
-	case err != nil && !errors.Is(err, softhsm.ErrInUse):
-		return nil, err
-	case !report.Empty():
-		notify(report)
-	}
-	guard, err := dir.Attach(ctx, notify)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -133,50 +153,52 @@ func (t *openedToken) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// initToken makes sure that there is a token with an identity, and returns the identity's
-// public key. What an interrupted init has made is used; a token that is somebody else's is
-// only given an identity, never initialised.
-func initToken(ctx context.Context, c hsmConfig, log *slog.Logger) (publicKey any, err error) {
-	uri, err := pkcs11.ParseURI(c.Token)
-	if err != nil {
-		return nil, err
-	}
+// initToken makes sure that there is a token with an identity, and opens it. What an interrupted
+// init has made is used; a token that is somebody else's is only given an identity, never
+// initialised.
+func initToken(ctx context.Context, c hsmConfig, log *slog.Logger) (*openedToken, error) {
 	if c.SoftHSM != "" {
-		if err := makeSoftHSM(ctx, c, uri, log); err != nil {
+		if err := makeSoftHSM(ctx, c, log); err != nil {
 			return nil, err
 		}
 	}
-	t := &openedToken{}
-	defer func() { err = errors.Join(err, t.Close(context.WithoutCancel(ctx))) }()
-	selected, pin, err := t.find(ctx, c, log)
+	pin, err := readPIN(c)
 	if err != nil {
 		return nil, err
 	}
 	defer pin.Wipe()
-	cfg := identity.Config{Module: selected.Module, Serial: selected.Serial, PIN: pin.Bytes()}
-	open := func() (err error) {
-		t.identity, err = identity.Open(cfg)
-		return err
+	t, err := openToken(ctx, c, true, pin, log)
+	if !errors.Is(err, hsm.ErrKeyNotFound) {
+		return t, err
 	}
-	if err = t.change(ctx, open); errors.Is(err, hsm.ErrKeyNotFound) {
-		create := func() (err error) {
-			t.identity, err = identity.Create(cfg)
-			return err
-		}
-		if t.guard != nil {
-			err = t.guard.ChangeWhole(ctx, create)
-		} else {
-			err = create()
-		}
-	}
-	if err != nil {
+	if err := makeIdentity(ctx, c, pin, log); err != nil {
 		return nil, fmt.Errorf("the token's identity: %w", err)
 	}
-	return t.identity.Public(), nil
+	return openToken(ctx, c, true, pin, log)
+}
+
+func makeIdentity(ctx context.Context, c hsmConfig, pin pkcs11.PIN, log *slog.Logger) (err error) {
+	t := &openedToken{}
+	defer func() { err = errors.Join(err, t.Close(context.WithoutCancel(ctx))) }()
+	if err := t.find(ctx, c, log); err != nil {
+		return err
+	}
+	create := func() (err error) {
+		t.identity, err = identity.Create(t.identityConfig(pin))
+		return err
+	}
+	if t.guard == nil {
+		return create()
+	}
+	return t.guard.ChangeWhole(ctx, create)
 }
 
 // makeSoftHSM makes the embedded token: its directory, a PIN that nobody has seen, the token.
-func makeSoftHSM(ctx context.Context, c hsmConfig, uri pkcs11.URI, log *slog.Logger) error {
+func makeSoftHSM(ctx context.Context, c hsmConfig, log *slog.Logger) error {
+	uri, err := pkcs11.ParseURI(c.Token)
+	if err != nil {
+		return err
+	}
 	if uri.Token == "" {
 		return fmt.Errorf("hsm.token: name the token to be made, such as pkcs11:token=kekd")
 	}
@@ -185,6 +207,9 @@ func makeSoftHSM(ctx context.Context, c hsmConfig, uri pkcs11.URI, log *slog.Log
 	}
 	// The PIN comes first: a token whose PIN was lost in a crash could never be opened.
 	if err := makePIN(uri.PINSource); err != nil {
+		return err
+	}
+	if _, err := repair(ctx, c, log); err != nil {
 		return err
 	}
 	guard, err := attach(ctx, c.SoftHSM, log)
