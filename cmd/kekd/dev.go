@@ -88,7 +88,7 @@ func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
 	c := &devCluster{dir: dir, nodes: []*devNode{{name: devRegion + "-1", Region: devRegion, Role: "voting"}}}
 	defer c.stop(stderr)
 	for _, n := range c.nodes {
-		if err := c.prepare(ctx, n); err != nil {
+		if err := c.prepare(n); err != nil {
 			return err
 		}
 		if err := c.start(ctx, n); err != nil {
@@ -116,7 +116,7 @@ func lockDev(dir string) (unlock func(), err error) {
 }
 
 // prepare writes a node's configuration and initialises it, unless that was done before.
-func (c *devCluster) prepare(ctx context.Context, n *devNode) error {
+func (c *devCluster) prepare(n *devNode) error {
 	n.dir = filepath.Join(c.dir, "nodes", n.name)
 	regionDir := filepath.Join(c.dir, "regions", n.Region)
 	n.DataDir = filepath.Join(n.dir, "data")
@@ -158,7 +158,7 @@ func (c *devCluster) prepare(ctx context.Context, n *devNode) error {
 		return err
 	} else if _, err := loadNode(cfg, configPath); err != nil {
 		// In a process of its own, since a module serves one token directory per process.
-		out, err := exec.CommandContext(ctx, selfExe, "init", "--config", configPath).CombinedOutput()
+		out, err := again("init", "--config", configPath).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("initialise node %s: %w\n%s", n.name, err, out)
 		}
@@ -173,9 +173,6 @@ func (c *devCluster) prepare(ctx context.Context, n *devNode) error {
 
 func (n *devNode) configPath() string { return filepath.Join(n.dir, "kekd.toml") }
 func (n *devNode) logPath() string    { return filepath.Join(n.dir, "kekd.log") }
-
-// selfExe is this very program, also when its file was replaced meanwhile.
-const selfExe = "/proc/self/exe"
 
 // devStartTimeout is how long a node may take until it serves.
 const devStartTimeout = 60 * time.Second
@@ -197,7 +194,7 @@ func (c *devCluster) start(ctx context.Context, n *devNode) error {
 		return err
 	}
 
-	n.cmd = exec.Command(selfExe, "serve", "--config", n.configPath())
+	n.cmd = again("serve", "--config", n.configPath())
 	n.cmd.Stdout, n.cmd.Stderr = logFile, logFile
 	n.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notifySocket)
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{

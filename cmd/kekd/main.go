@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"unsafe"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/kekd/kekd/hsm"
 )
@@ -21,6 +24,16 @@ func init() {
 	// Before any other goroutine: main stays on the thread that lives as long as the process
 	// does. See dev.go.
 	runtime.LockOSThread()
+	// A program that was started through /proc/self/exe is called exe. The name is the main
+	// thread's, and a wrong one is no reason to stop.
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData("kekd\x00"))), 0, 0, 0)
+}
+
+// again runs this very program once more, also when its file was replaced meanwhile.
+func again(args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Args[0] = "kekd"
+	return cmd
 }
 
 func main() {

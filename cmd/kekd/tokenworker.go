@@ -68,7 +68,7 @@ func openBackend(ctx context.Context, c hsmConfig, role worker.Role, pin []byte,
 // openWorkers starts the processes that drive the token.
 func openWorkers(ctx context.Context, c config, path string, log *slog.Logger) (*worker.Pool, error) {
 	return worker.Open(ctx, worker.Config{
-		Command: func() *exec.Cmd { return exec.Command(selfExe, "token-worker", "--config", path) },
+		Command: func() *exec.Cmd { return again("token-worker", "--config", path) },
 		PIN: func() ([]byte, error) {
 			pin, err := readPIN(c.HSM)
 			return pin.Bytes(), err
