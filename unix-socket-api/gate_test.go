@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/custody"
 	socketapi "github.com/kekd/kekd/unix-socket-api"
 	"github.com/kekd/kekd/unix-socket-api/client"
@@ -69,16 +70,14 @@ func TestCallsOfAll(t *testing.T) {
 	}
 }
 
-// TestOpsPerUID: an allowance that is used up refuses a batch and a stream's message, and a
-// connection that comes and goes buys no second one.
+// TestOpsPerUID: an allowance that is used up refuses a batch and a stream's message.
 func TestOpsPerUID(t *testing.T) {
 	h := holding("slow")
 	s := startKeys(t, h, func(l *socketapi.Limits) { l.OpsPerUID = custody.MaxBatch })
 	conn := raw(t, s.path)
-	ctx, cancel := context.WithCancel(soon(t))
 	first := make(chan error, 1)
 	go func() {
-		first <- second(kekdv1.NewKeyServiceClient(conn).Batch(ctx, unwraps(custody.MaxBatch, "slow")))
+		first <- second(kekdv1.NewKeyServiceClient(conn).Batch(soon(t), unwraps(custody.MaxBatch, "slow")))
 	}()
 	<-h.arrived
 
@@ -102,10 +101,34 @@ func TestOpsPerUID(t *testing.T) {
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	cancel()
 	send(t, stream, 2, custody.MaxBatch, "x")
 	if m := receive(t, stream); m.Error != nil {
 		t.Errorf("afterwards: %v", m.Error)
+	}
+}
+
+// TestReconnectingBuysNothing: operations that outlive their connection still count, also after
+// so many others came that the daemon forgot who it could.
+func TestReconnectingBuysNothing(t *testing.T) {
+	arrived, release := make(chan struct{}, 1), make(chan struct{})
+	s := startKeys(t, &fakeCustody{before: func(_ context.Context, _ hierarchy.Principal, reqs []custody.Request) {
+		if string(reqs[0].Envelope) == "slow" { // and heeds no context
+			arrived <- struct{}{}
+			<-release
+		}
+	}}, func(l *socketapi.Limits) { l.OpsPerUID, l.Conns = custody.MaxBatch, 4 })
+	defer close(release)
+	conn := raw(t, s.path)
+	go kekdv1.NewKeyServiceClient(conn).Batch(soon(t), unwraps(custody.MaxBatch, "slow"))
+	<-arrived
+	conn.Close()
+	for uid := range uint32(6) {
+		if _, result := callAs(t, "unwrap", s.path, 54321+uid, 54321); result != "OK" {
+			t.Errorf("another uid: %s", result)
+		}
+	}
+	if _, err := dial(t, s.path).Unwrap(soon(t), []byte("x"), client.Options{}); code(err) != "RATE_LIMITED" {
+		t.Errorf("connected again: %v", err)
 	}
 }
 

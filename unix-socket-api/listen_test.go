@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -105,6 +106,36 @@ func TestListenReplacesWhatADeadDaemonLeft(t *testing.T) {
 	}
 	c.Close()
 	l.Close()
+}
+
+// TestListenAtOnce: of several daemons that find the same remains, one gets the socket.
+func TestListenAtOnce(t *testing.T) {
+	path := filepath.Join(socketDir(t), "s")
+	for round := range 50 {
+		dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dead.SetUnlinkOnClose(false)
+		dead.Close()
+		var daemons sync.WaitGroup
+		got := make(chan *socketapi.Listener, 8)
+		for range cap(got) {
+			daemons.Go(func() {
+				l, err := socketapi.Listen(path, 0o660, -1)
+				if err == nil {
+					got <- l
+				} else if !errors.Is(err, hierarchy.ErrAlreadyExists) {
+					t.Error(err)
+				}
+			})
+		}
+		daemons.Wait()
+		if n := len(got); n != 1 {
+			t.Fatalf("round %d: %d of them listen", round, n)
+		}
+		(<-got).Close()
+	}
 }
 
 func TestListenLeavesALivingSocket(t *testing.T) {

@@ -190,8 +190,8 @@ func TestStreamIsBounded(t *testing.T) {
 // given back.
 func TestUnreadStream(t *testing.T) {
 	server := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) {
-		l.SendTimeout = 300 * time.Millisecond
-		l.OpsPerUID, l.Ops, l.StreamOps = 2*custody.MaxBatch, 2*custody.MaxBatch, 2*custody.MaxBatch
+		l.SendTimeout = time.Second
+		l.OpsPerUID, l.StreamOps = custody.MaxBatch, custody.MaxBatch // one message holds it all
 	})
 	s := openStream(t, server.path)
 	go func() {
