@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/cluster/lease"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/state"
@@ -167,7 +169,7 @@ func TestHangingDisk(t *testing.T) {
 		t.Error("renewed by a tick that is not on disk")
 	}
 	// It leads as far as it knows, and still its lease runs out.
-	for n.Lease().Fresh(n.Now(), n.State().Index(), 500*time.Millisecond) {
+	for fresh(n, n.Lease(), 500*time.Millisecond) {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-patience(t).Done():
@@ -197,7 +199,7 @@ func TestLease(t *testing.T) {
 	propose(t, n, tick())
 
 	clock.advance(time.Hour)
-	if n.Lease().Fresh(n.Now(), n.State().Index(), 2*time.Second) {
+	if fresh(n, n.Lease(), 2*time.Second) {
 		t.Error("a lease of an hour ago is fresh")
 	}
 	ctx := patience(t)
@@ -209,7 +211,7 @@ func TestLease(t *testing.T) {
 		}
 	}
 	l := n.Lease()
-	if !l.Fresh(n.Now(), n.State().Index(), 2*time.Second) {
+	if !fresh(n, l, 2*time.Second) {
 		t.Errorf("at %v the lease is %+v", n.Now(), l)
 	}
 	// The proof is a tick that was applied: nothing less is at its index.
@@ -228,7 +230,7 @@ func TestLease(t *testing.T) {
 		t.Error("renewed without raft")
 	}
 	clock.advance(3 * time.Second)
-	if got := n.Lease(); got != l || got.Fresh(n.Now(), n.State().Index(), 2*time.Second) {
+	if got := n.Lease(); got != l || fresh(n, got, 2*time.Second) {
 		t.Errorf("the lease is %+v, and fresh", got)
 	}
 }
@@ -328,4 +330,10 @@ func (s *spy) StoreLogs(logs []*raft.Log) error {
 		}
 	}
 	return s.LogStore.StoreLogs(logs)
+}
+
+// fresh tells whether a node's state may be served from under a lease.
+func fresh(n *cluster.Node, l lease.Lease, maxStaleness time.Duration) bool {
+	age, err := l.Age(n.Now(), n.State().Index())
+	return err == nil && age <= maxStaleness
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/kekd/kekd/cluster/lease"
 )
 
-func TestFresh(t *testing.T) {
+func TestAge(t *testing.T) {
 	const s = time.Second
 	l := lease.Lease{T0: 100 * s, Index: 7}
 	for _, c := range []struct {
@@ -21,21 +21,19 @@ func TestFresh(t *testing.T) {
 		lease lease.Lease
 		now   time.Duration
 		index uint64
-		max   time.Duration
-		want  bool
+		want  time.Duration
+		err   error
 	}{
-		{"new", l, 100 * s, 7, 2 * s, true},
-		{"later state", l, 101 * s, 9, 2 * s, true},
-		{"just in time", l, 102 * s, 7, 2 * s, true},
-		{"a moment too late", l, 102*s + 1, 7, 2 * s, false},
-		{"for one who allows more", l, 102*s + 1, 7, time.Hour, true},
-		{"state behind the lease", l, 100 * s, 6, 2 * s, false},
-		{"no lease", lease.Lease{}, 0, 7, 24 * time.Hour, false},
-		{"no lease, empty state", lease.Lease{}, 0, 0, 24 * time.Hour, false},
-		{"clock gone back", l, 100*s - 1, 7, 2 * s, false},
+		{"new", l, 100 * s, 7, 0, nil},
+		{"later state", l, 101 * s, 9, s, nil},
+		{"to the nanosecond", l, 102*s + 1, 7, 2*s + 1, nil},
+		{"state behind the lease", l, 100 * s, 6, 0, lease.ErrBehind},
+		{"no lease", lease.Lease{}, 0, 7, 0, lease.ErrNone},
+		{"no lease, empty state", lease.Lease{}, 0, 0, 0, lease.ErrNone},
+		{"clock gone back", l, 100*s - 1, 7, 0, lease.ErrClock},
 	} {
-		if got := c.lease.Fresh(c.now, c.index, c.max); got != c.want {
-			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		if got, err := c.lease.Age(c.now, c.index); got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%s: got %v, %v, want %v, %v", c.name, got, err, c.want, c.err)
 		}
 	}
 }

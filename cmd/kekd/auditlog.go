@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
@@ -77,6 +78,57 @@ func (l *auditLog) Tail(ctx context.Context, tenant hierarchy.TenantID, last int
 			}
 		}
 	}
+}
+
+// Kinds of events that are in no journal.
+const (
+	kindWatch  = "watch"
+	kindMissed = "missed"
+)
+
+func (l *auditLog) Watch(ctx context.Context, tenant hierarchy.TenantID) iter.Seq2[*kekdv1.TenantEvent, error] {
+	return func(yield func(*kekdv1.TenantEvent, error) bool) {
+		f := l.journal.Follow(tenant)
+		defer f.Close()
+		if !yield(&kekdv1.TenantEvent{Time: time.Now().UnixNano(), Kind: kindWatch, Outcome: string(audit.OutcomeOK)}, nil) {
+			return
+		}
+		for {
+			line, err := f.Next(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil {
+				yield(nil, fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err))
+				return
+			}
+			if line.Missed > 0 && !yield(&kekdv1.TenantEvent{Time: time.Now().UnixNano(), Kind: kindMissed, Missed: line.Missed}, nil) {
+				return
+			}
+			if line.JSON == nil {
+				continue
+			}
+			e, err := audit.ParseLine(line.JSON)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if !yield(eventOf(e), nil) {
+				return
+			}
+		}
+	}
+}
+
+func eventOf(e *audit.Entry) *kekdv1.TenantEvent {
+	m := &kekdv1.TenantEvent{
+		Time: e.At.UnixNano(), Kind: e.Kind, Outcome: string(e.Outcome), Code: e.Code, Key: e.Key, Version: e.Version,
+		Service: e.Service, Reason: e.Reason, Detail: e.Detail, Sequence: e.Sequence,
+	}
+	if c := e.Caller; c != nil {
+		m.Caller = &kekdv1.Caller{Uid: c.UID, Gid: c.GID, Pid: c.PID}
+	}
+	return m
 }
 
 func (l *auditLog) Verify(ctx context.Context) (*kekdv1.VerifyAuditResponse, error) {

@@ -22,22 +22,13 @@ type replica struct {
 	self hierarchy.NodeID
 }
 
-var (
-	errNoLease  = errors.New("no leader has confirmed it yet")
-	errBehind   = errors.New("it is behind what the leader has confirmed")
-	errNoMember = errors.New("this node is not a member of the cluster")
-)
+var errNoMember = errors.New("this node is not a member of the cluster")
 
 func (r replica) View() custody.View {
 	l := r.Lease() // first: see custody.Replica
 	v := custody.View{State: r.State()}
-	v.Age = r.Now() - l.T0
-	switch _, member := v.State.Node(r.self); {
-	case l.Index == 0:
-		v.Fault = errNoLease
-	case v.State.Index() < l.Index:
-		v.Fault = errBehind
-	case !member:
+	v.Age, v.Fault = l.Age(r.Now(), v.State.Index())
+	if _, member := v.State.Node(r.self); v.Fault == nil && !member {
 		v.Fault = errNoMember
 	}
 	return v
