@@ -77,6 +77,14 @@ func start(t *testing.T, dir string) *devcluster.Cluster {
 	return c
 }
 
+// loops is how often a loop over random moments runs: few times before each change, many at night.
+func loops(few, many int) int {
+	if os.Getenv("KEKD_NIGHTLY") != "" {
+		return many
+	}
+	return few
+}
+
 func logOf(n devcluster.Node) string { return filepath.Join(filepath.Dir(n.DataDir), "kekd.log") }
 
 func admin(t *testing.T, n devcluster.Node) kekdv1.AdminServiceClient {
@@ -107,6 +115,8 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+var allOps = []string{"wrap", "unwrap", "datakey", "rewrap"}
+
 // setUp makes tenants, each with the key orders, and lets this process use all of them.
 func setUp(t *testing.T, n devcluster.Node, tenants ...string) {
 	t.Helper()
@@ -114,7 +124,7 @@ func setUp(t *testing.T, n devcluster.Node, tenants ...string) {
 	uid := uint32(os.Getuid())
 	_, err := a.CreateService(ctx, &kekdv1.CreateServiceRequest{Name: "me", Uid: &uid})
 	if err == nil {
-		_, err = a.AllowPolicy(ctx, &kekdv1.AllowPolicyRequest{Rule: &kekdv1.Rule{Service: "me", Pattern: "*/*", Ops: []string{"wrap", "unwrap", "datakey", "rewrap"}}})
+		_, err = a.AllowPolicy(ctx, &kekdv1.AllowPolicyRequest{Rule: &kekdv1.Rule{Service: "me", Pattern: "*/*", Ops: allOps}})
 	}
 	for _, tenant := range tenants {
 		if err == nil {

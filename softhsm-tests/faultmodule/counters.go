@@ -43,6 +43,12 @@ type Process struct {
 	at       int // offset of its counts
 }
 
+// Loaded tells whether any process has loaded the module.
+func (c *Counters) Loaded() bool {
+	c.t.Helper()
+	return c.open()
+}
+
 // Calls is how often the function was called, by all processes. Asking before any has loaded the
 // module fails the test: that nothing was called would prove nothing.
 func (c *Counters) Calls(function string) int {

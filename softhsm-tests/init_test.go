@@ -1,0 +1,147 @@
+package softhsmtests
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestServeOnAnUninitialisedDirectory(t *testing.T) {
+	n := newNode(t)
+	n.refused(1, []string{n.DataDir + " is not initialised", "kekd init --config " + n.configPath()}, "serve")
+	if _, err := os.Stat(n.DataDir); !os.IsNotExist(err) {
+		t.Fatalf("serve has made the data directory: %v", err)
+	}
+}
+
+func TestInitTwice(t *testing.T) {
+	n := initialised(t)
+	before := tree(t, n.Dir)
+	n.refused(1, []string{n.DataDir + " is initialised already", "kekd serve"}, "init")
+	if after := tree(t, n.Dir); before != after {
+		t.Fatalf("the second init has changed something:\n%s\nafter:\n%s", before, after)
+	}
+	n.serve().stop()
+}
+
+// tree lists all files with size and time of change.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.Name() == "kekd.toml" {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil && !info.IsDir() {
+			b.WriteString(path + " " + info.ModTime().String() + "\n")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// An init that was killed at any moment is finished by running it again, also when that is killed
+// too, and what it has made serves.
+func TestInitKilledAtRandomMoments(t *testing.T) {
+	t.Parallel()
+	begun := time.Now()
+	newNode(t).init()
+	whole := time.Since(begun)
+
+	kills, interrupted := loops(10, 300), 0
+	for i := 0; i < kills; {
+		n := newNode(t)
+		for range 2 { // the second one kills the repair
+			i++
+			n.writeConfig()
+			cmd := n.command("init", "--config", n.configPath())
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			after := time.Duration(rand.Int64N(int64(whole)))
+			time.Sleep(after)
+			_ = cmd.Process.Kill()
+			if err := cmd.Wait(); err == nil {
+				break // it was quicker
+			}
+			interrupted++
+			t.Logf("killed after %v of %v", after, whole)
+		}
+		if out, status := n.run("init"); status != 0 && !strings.Contains(out, "is initialised already") {
+			t.Fatalf("init after a killed one: status %d\n%s", status, out)
+		}
+		d := n.serve()
+		setUp(t, n.Node, "acme")
+		sealAndOpen(t, n, "acme/orders")
+		verifyAudit(t, n)
+		if w := statusOf(t, n).Warnings; len(w) > 0 {
+			t.Errorf("warnings: %q", w)
+		}
+		d.stop()
+	}
+	if interrupted < kills/3 {
+		t.Fatalf("only %d of %d kills came before the end", interrupted, kills)
+	}
+}
+
+func TestConfigurationsThatAreRefused(t *testing.T) {
+	base := initialised(t)
+	long := "/run/" + strings.Repeat("x", 120) + ".sock"
+	for name, c := range map[string]struct {
+		change func(n *node)
+		words  []string
+	}{
+		"unknown key":           {func(n *node) { n.Extra = `lock_memry = true` }, []string{"unknown: lock_memry"}},
+		"not TOML":              {func(n *node) { n.Extra = `lock_memory = ` }, []string{"kekd.toml"}},
+		"wrong type":            {func(n *node) { n.Extra = `lock_memory = "yes"` }, []string{"lock_memory"}},
+		"socket path too long":  {func(n *node) { n.Socket = long }, []string{long, "107"}},
+		"one path for both":     {func(n *node) { n.AdminSocket = n.Socket }, []string{"same path"}},
+		"relative data_dir":     {func(n *node) { n.DataDir = "data" }, []string{"data_dir", "absolute"}},
+		"no token":              {func(n *node) { n.Token = "" }, []string{"hsm.token", "RFC 7512"}},
+		"bad token URI":         {func(n *node) { n.Token = "pkcs11:tokn=kekd" }, []string{"tokn"}},
+		"reserved region name":  {func(n *node) { n.Region = "Here!" }, []string{"node.region"}},
+		"another node":          {func(n *node) { n.Name = "two" }, []string{"belongs to node one of region here", "two"}},
+		"another region":        {func(n *node) { n.Region = "there" }, []string{"belongs to node one of region here", "there"}},
+		"a data_dir of no node": {func(n *node) { n.DataDir += "2" }, []string{"is not initialised", "kekd init"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := base.in(t)
+			c.change(n)
+			n.refused(1, c.words, "serve")
+		})
+	}
+	t.Run("bad mode", func(t *testing.T) {
+		n := newNode(t)
+		n.writeConfig()
+		b, err := os.ReadFile(n.configPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, mode := range []string{"0999", "rw-rw----", "07777", ""} {
+			text := strings.ReplaceAll(string(b), `mode = "0666"`, `mode = "`+mode+`"`)
+			path := filepath.Join(n.Dir, "bad.toml")
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			out, err := n.command("serve", "--config", path).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), `write it in octal, such as "0660"`) {
+				t.Errorf("mode %q: %v %s", mode, err, out)
+			}
+		}
+	})
+	t.Run("no configuration", func(t *testing.T) {
+		for _, command := range []string{"serve", "init"} {
+			out, err := newNode(t).command(command, "--config", "/nonexistent/kekd.toml").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "no configuration at /nonexistent/kekd.toml: give --config") {
+				t.Errorf("%s: %v %s", command, err, out)
+			}
+		}
+	})
+}
