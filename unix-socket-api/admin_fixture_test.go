@@ -121,6 +121,16 @@ func (n *node) Tail(ctx context.Context, tenant hierarchy.TenantID, last int, fo
 	}
 }
 
+// Watch yields an event that names the tenant, tells of some that were missed, and then waits for
+// the context.
+func (n *node) Watch(ctx context.Context, tenant hierarchy.TenantID) iter.Seq2[*kekdv1.TenantEvent, error] {
+	return func(yield func(*kekdv1.TenantEvent, error) bool) {
+		if yield(&kekdv1.TenantEvent{Kind: "watch", Detail: tenant.String()}, nil) && yield(&kekdv1.TenantEvent{Kind: "missed", Missed: 7}, nil) {
+			<-ctx.Done()
+		}
+	}
+}
+
 func (n *node) Verify(context.Context) (*kekdv1.VerifyAuditResponse, error) {
 	return &kekdv1.VerifyAuditResponse{Ok: true, Chains: []*kekdv1.AuditChain{{Node: "a", Records: 7}}}, nil
 }

@@ -38,6 +38,10 @@ type AuditLog interface {
 	// the node. What it yields are lines of the journal, without the line break; a slice is
 	// valid until the next one.
 	Tail(ctx context.Context, tenant hierarchy.TenantID, last int, follow bool) iter.Seq2[[]byte, error]
+	// Watch yields what is written about a tenant from now on, until the context ends; first of
+	// all an event that says that it has begun. Whoever takes too long for one misses others,
+	// is told how many, and holds up nobody.
+	Watch(ctx context.Context, tenant hierarchy.TenantID) iter.Seq2[*kekdv1.TenantEvent, error]
 	// Verify checks the journal against its signed heads and the anchors in the hierarchy.
 	// That a fault was found is no error.
 	Verify(ctx context.Context) (*kekdv1.VerifyAuditResponse, error)

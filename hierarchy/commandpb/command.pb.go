@@ -330,6 +330,7 @@ type Command struct {
 	//	*Command_ReturnWraps
 	//	*Command_AnchorAudit
 	//	*Command_RestartMinting
+	//	*Command_ReserveUses
 	Body          isCommand_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -562,6 +563,15 @@ func (x *Command) GetRestartMinting() *RestartMinting {
 	return nil
 }
 
+func (x *Command) GetReserveUses() *ReserveUses {
+	if x != nil {
+		if x, ok := x.Body.(*Command_ReserveUses); ok {
+			return x.ReserveUses
+		}
+	}
+	return nil
+}
+
 type isCommand_Body interface {
 	isCommand_Body()
 }
@@ -638,6 +648,10 @@ type Command_RestartMinting struct {
 	RestartMinting *RestartMinting `protobuf:"bytes,27,opt,name=restart_minting,json=restartMinting,proto3,oneof"`
 }
 
+type Command_ReserveUses struct {
+	ReserveUses *ReserveUses `protobuf:"bytes,28,opt,name=reserve_uses,json=reserveUses,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Body() {}
 
 func (*Command_Tick) isCommand_Body() {}
@@ -673,6 +687,8 @@ func (*Command_ReturnWraps) isCommand_Body() {}
 func (*Command_AnchorAudit) isCommand_Body() {}
 
 func (*Command_RestartMinting) isCommand_Body() {}
+
+func (*Command_ReserveUses) isCommand_Body() {}
 
 // Actor is the caller's credentials at the node that it called.
 type Actor struct {
@@ -984,9 +1000,11 @@ func (x *SetTenantState) GetReason() string {
 
 // SetTenant changes settings; what is absent stays.
 type SetTenant struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TenantId      []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	MaxStaleness  *int64                 `protobuf:"varint,2,opt,name=max_staleness,json=maxStaleness,proto3,oneof" json:"max_staleness,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	TenantId     []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	MaxStaleness *int64                 `protobuf:"varint,2,opt,name=max_staleness,json=maxStaleness,proto3,oneof" json:"max_staleness,omitempty"`
+	// All limits that the tenant has from now on.
+	Limits        *Limits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1035,6 +1053,111 @@ func (x *SetTenant) GetMaxStaleness() int64 {
 	return 0
 }
 
+func (x *SetTenant) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type Limits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limits        []*Limit               `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Limits) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limit allows so many operations in each window of a length. At most one is per second or minute, and one
+// per hour or day.
+type Limit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Per           int64                  `protobuf:"varint,2,opt,name=per,proto3" json:"per,omitempty"` // nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limit) Reset() {
+	*x = Limit{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limit) ProtoMessage() {}
+
+func (x *Limit) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limit.ProtoReflect.Descriptor instead.
+func (*Limit) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Limit) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Limit) GetPer() int64 {
+	if x != nil {
+		return x.Per
+	}
+	return 0
+}
+
 type CreateKey struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	TenantId []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
@@ -1048,7 +1171,7 @@ type CreateKey struct {
 
 func (x *CreateKey) Reset() {
 	*x = CreateKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[7]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1183,7 @@ func (x *CreateKey) String() string {
 func (*CreateKey) ProtoMessage() {}
 
 func (x *CreateKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[7]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1196,7 @@ func (x *CreateKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKey.ProtoReflect.Descriptor instead.
 func (*CreateKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{7}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateKey) GetTenantId() []byte {
@@ -1118,7 +1241,7 @@ type RotateKey struct {
 
 func (x *RotateKey) Reset() {
 	*x = RotateKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[8]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1253,7 @@ func (x *RotateKey) String() string {
 func (*RotateKey) ProtoMessage() {}
 
 func (x *RotateKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[8]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1266,7 @@ func (x *RotateKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKey.ProtoReflect.Descriptor instead.
 func (*RotateKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{8}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RotateKey) GetTenantId() []byte {
@@ -1186,7 +1309,7 @@ type SetKey struct {
 
 func (x *SetKey) Reset() {
 	*x = SetKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[9]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1321,7 @@ func (x *SetKey) String() string {
 func (*SetKey) ProtoMessage() {}
 
 func (x *SetKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[9]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1334,7 @@ func (x *SetKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKey.ProtoReflect.Descriptor instead.
 func (*SetKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{9}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetKey) GetTenantId() []byte {
@@ -1256,7 +1379,7 @@ type SetVersionState struct {
 
 func (x *SetVersionState) Reset() {
 	*x = SetVersionState{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[10]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1391,7 @@ func (x *SetVersionState) String() string {
 func (*SetVersionState) ProtoMessage() {}
 
 func (x *SetVersionState) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[10]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1404,7 @@ func (x *SetVersionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVersionState.ProtoReflect.Descriptor instead.
 func (*SetVersionState) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{10}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetVersionState) GetTenantId() []byte {
@@ -1335,7 +1458,7 @@ type RecordMinted struct {
 
 func (x *RecordMinted) Reset() {
 	*x = RecordMinted{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[11]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1470,7 @@ func (x *RecordMinted) String() string {
 func (*RecordMinted) ProtoMessage() {}
 
 func (x *RecordMinted) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[11]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1483,7 @@ func (x *RecordMinted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordMinted.ProtoReflect.Descriptor instead.
 func (*RecordMinted) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{11}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RecordMinted) GetTenantId() []byte {
@@ -1427,7 +1550,7 @@ type RestartMinting struct {
 
 func (x *RestartMinting) Reset() {
 	*x = RestartMinting{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1562,7 @@ func (x *RestartMinting) String() string {
 func (*RestartMinting) ProtoMessage() {}
 
 func (x *RestartMinting) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[12]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1575,7 @@ func (x *RestartMinting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMinting.ProtoReflect.Descriptor instead.
 func (*RestartMinting) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{12}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RestartMinting) GetTenantId() []byte {
@@ -1494,7 +1617,7 @@ type CreateService struct {
 
 func (x *CreateService) Reset() {
 	*x = CreateService{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1629,7 @@ func (x *CreateService) String() string {
 func (*CreateService) ProtoMessage() {}
 
 func (x *CreateService) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[13]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1642,7 @@ func (x *CreateService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateService.ProtoReflect.Descriptor instead.
 func (*CreateService) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{13}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateService) GetName() string {
@@ -1552,7 +1675,7 @@ type DeleteService struct {
 
 func (x *DeleteService) Reset() {
 	*x = DeleteService{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1687,7 @@ func (x *DeleteService) String() string {
 func (*DeleteService) ProtoMessage() {}
 
 func (x *DeleteService) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[14]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1700,7 @@ func (x *DeleteService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteService.ProtoReflect.Descriptor instead.
 func (*DeleteService) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{14}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteService) GetName() string {
@@ -1597,7 +1720,7 @@ type AllowPolicy struct {
 
 func (x *AllowPolicy) Reset() {
 	*x = AllowPolicy{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1732,7 @@ func (x *AllowPolicy) String() string {
 func (*AllowPolicy) ProtoMessage() {}
 
 func (x *AllowPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[15]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1745,7 @@ func (x *AllowPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowPolicy.ProtoReflect.Descriptor instead.
 func (*AllowPolicy) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{15}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AllowPolicy) GetRule() *Rule {
@@ -1642,7 +1765,7 @@ type RevokePolicy struct {
 
 func (x *RevokePolicy) Reset() {
 	*x = RevokePolicy{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1777,7 @@ func (x *RevokePolicy) String() string {
 func (*RevokePolicy) ProtoMessage() {}
 
 func (x *RevokePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[16]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1790,7 @@ func (x *RevokePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicy.ProtoReflect.Descriptor instead.
 func (*RevokePolicy) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{16}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokePolicy) GetService() string {
@@ -1699,7 +1822,7 @@ type ReserveWraps struct {
 
 func (x *ReserveWraps) Reset() {
 	*x = ReserveWraps{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1834,7 @@ func (x *ReserveWraps) String() string {
 func (*ReserveWraps) ProtoMessage() {}
 
 func (x *ReserveWraps) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[17]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1847,7 @@ func (x *ReserveWraps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveWraps.ProtoReflect.Descriptor instead.
 func (*ReserveWraps) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{17}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReserveWraps) GetTenantId() []byte {
@@ -1784,7 +1907,7 @@ type ReturnWraps struct {
 
 func (x *ReturnWraps) Reset() {
 	*x = ReturnWraps{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1919,7 @@ func (x *ReturnWraps) String() string {
 func (*ReturnWraps) ProtoMessage() {}
 
 func (x *ReturnWraps) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[18]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1932,7 @@ func (x *ReturnWraps) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnWraps.ProtoReflect.Descriptor instead.
 func (*ReturnWraps) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{18}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReturnWraps) GetTenantId() []byte {
@@ -1854,6 +1977,100 @@ func (x *ReturnWraps) GetCount() uint64 {
 	return 0
 }
 
+// ReserveUses takes a block of uses of a long limit for one node: of the rule of a service and pattern for a
+// tenant, or with neither of the tenant itself. What the node has left of it when the window ends is void.
+type ReserveUses struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	Pattern       string                 `protobuf:"bytes,3,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	Per           int64                  `protobuf:"varint,4,opt,name=per,proto3" json:"per,omitempty"`     // length of the limit's window, nanoseconds
+	Start         int64                  `protobuf:"varint,5,opt,name=start,proto3" json:"start,omitempty"` // of the window
+	NodeId        []byte                 `protobuf:"bytes,6,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Count         uint64                 `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveUses) Reset() {
+	*x = ReserveUses{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveUses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveUses) ProtoMessage() {}
+
+func (x *ReserveUses) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveUses.ProtoReflect.Descriptor instead.
+func (*ReserveUses) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReserveUses) GetTenantId() []byte {
+	if x != nil {
+		return x.TenantId
+	}
+	return nil
+}
+
+func (x *ReserveUses) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ReserveUses) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *ReserveUses) GetPer() int64 {
+	if x != nil {
+		return x.Per
+	}
+	return 0
+}
+
+func (x *ReserveUses) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *ReserveUses) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *ReserveUses) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // AnchorAudit fixes the head of a node's audit journal in the replicated state.
 type AnchorAudit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1867,7 +2084,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2096,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[19]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2109,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{19}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AnchorAudit) GetNodeId() []byte {
@@ -1940,7 +2157,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2169,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[20]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2182,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{20}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Region) GetId() []byte {
@@ -2022,7 +2239,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2251,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[21]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2264,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{21}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Node) GetId() []byte {
@@ -2088,13 +2305,14 @@ type Tenant struct {
 	CreatedAt     int64                  `protobuf:"varint,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`          // Unix nanoseconds, as all times here
 	StateAt       int64                  `protobuf:"varint,7,opt,name=state_at,json=stateAt,proto3" json:"state_at,omitempty"`
 	Placement     [][]byte               `protobuf:"bytes,8,rep,name=placement,proto3" json:"placement,omitempty"` // region IDs, sorted
+	Limits        []*Limit               `protobuf:"bytes,9,rep,name=limits,proto3" json:"limits,omitempty"`       // the shorter window first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2324,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2337,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{22}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Tenant) GetId() []byte {
@@ -2178,6 +2396,13 @@ func (x *Tenant) GetPlacement() [][]byte {
 	return nil
 }
 
+func (x *Tenant) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type Key struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	TenantId         []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
@@ -2193,7 +2418,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2430,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2443,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{23}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Key) GetTenantId() []byte {
@@ -2290,7 +2515,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2527,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2540,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{24}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Version) GetNumber() uint32 {
@@ -2410,7 +2635,7 @@ type RegionKey struct {
 
 func (x *RegionKey) Reset() {
 	*x = RegionKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2647,7 @@ func (x *RegionKey) String() string {
 func (*RegionKey) ProtoMessage() {}
 
 func (x *RegionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2660,7 @@ func (x *RegionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionKey.ProtoReflect.Descriptor instead.
 func (*RegionKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{25}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RegionKey) GetRegionId() []byte {
@@ -2491,7 +2716,7 @@ type Reservation struct {
 
 func (x *Reservation) Reset() {
 	*x = Reservation{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2728,7 @@ func (x *Reservation) String() string {
 func (*Reservation) ProtoMessage() {}
 
 func (x *Reservation) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2741,7 @@ func (x *Reservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservation.ProtoReflect.Descriptor instead.
 func (*Reservation) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{26}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Reservation) GetNodeId() []byte {
@@ -2545,7 +2770,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2782,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2795,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{27}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Service) GetName() string {
@@ -2608,13 +2833,14 @@ type Rule struct {
 	Ops             uint32                 `protobuf:"varint,3,opt,name=ops,proto3" json:"ops,omitempty"` // bits of hierarchy.Op
 	RequiredContext []*RequiredContext     `protobuf:"bytes,4,rep,name=required_context,json=requiredContext,proto3" json:"required_context,omitempty"`
 	RequireReason   bool                   `protobuf:"varint,5,opt,name=require_reason,json=requireReason,proto3" json:"require_reason,omitempty"`
+	Limits          []*Limit               `protobuf:"bytes,6,rep,name=limits,proto3" json:"limits,omitempty"` // for each tenant; the shorter window first
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2852,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2865,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{28}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Rule) GetService() string {
@@ -2677,6 +2903,13 @@ func (x *Rule) GetRequireReason() bool {
 	return false
 }
 
+func (x *Rule) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type RequiredContext struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -2688,7 +2921,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2933,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2946,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -2743,7 +2976,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2988,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +3001,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Anchor) GetNodeId() []byte {
@@ -2806,6 +3039,91 @@ func (x *Anchor) GetAt() int64 {
 	return 0
 }
 
+// Uses is how many uses nodes have reserved of a long limit in its latest window.
+type Uses struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      []byte                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"` // empty, as the pattern: the tenant's own limit
+	Pattern       string                 `protobuf:"bytes,3,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	Per           int64                  `protobuf:"varint,4,opt,name=per,proto3" json:"per,omitempty"`     // length of the window, nanoseconds
+	Start         int64                  `protobuf:"varint,5,opt,name=start,proto3" json:"start,omitempty"` // of the window
+	Count         uint64                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Uses) Reset() {
+	*x = Uses{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Uses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Uses) ProtoMessage() {}
+
+func (x *Uses) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Uses.ProtoReflect.Descriptor instead.
+func (*Uses) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Uses) GetTenantId() []byte {
+	if x != nil {
+		return x.TenantId
+	}
+	return nil
+}
+
+func (x *Uses) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Uses) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *Uses) GetPer() int64 {
+	if x != nil {
+		return x.Per
+	}
+	return 0
+}
+
+func (x *Uses) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Uses) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Outcome is what a command answered, kept so that a retry hears the same.
 type Outcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2821,7 +3139,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3151,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3164,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Outcome) GetCommandId() []byte {
@@ -2907,7 +3225,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3237,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3250,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2996,6 +3314,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Rule
 	//	*SnapshotRecord_Anchor
 	//	*SnapshotRecord_Outcome
+	//	*SnapshotRecord_Uses
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3003,7 +3322,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3334,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3347,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{33}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3110,6 +3429,15 @@ func (x *SnapshotRecord) GetOutcome() *Outcome {
 	return nil
 }
 
+func (x *SnapshotRecord) GetUses() *Uses {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Uses); ok {
+			return x.Uses
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -3146,6 +3474,10 @@ type SnapshotRecord_Outcome struct {
 	Outcome *Outcome `protobuf:"bytes,8,opt,name=outcome,proto3,oneof"`
 }
 
+type SnapshotRecord_Uses struct {
+	Uses *Uses `protobuf:"bytes,9,opt,name=uses,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Region) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
@@ -3162,11 +3494,13 @@ func (*SnapshotRecord_Anchor) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Outcome) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Uses) isSnapshotRecord_Record() {}
+
 var File_hierarchy_commandpb_command_proto protoreflect.FileDescriptor
 
 const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
-	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xb4\n" +
+	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xf7\n" +
 	"\n" +
 	"\aCommand\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
@@ -3194,7 +3528,8 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\rreserve_wraps\x18\x18 \x01(\v2\x1d.kekd.command.v1.ReserveWrapsH\x00R\freserveWraps\x12A\n" +
 	"\freturn_wraps\x18\x19 \x01(\v2\x1c.kekd.command.v1.ReturnWrapsH\x00R\vreturnWraps\x12A\n" +
 	"\fanchor_audit\x18\x1a \x01(\v2\x1c.kekd.command.v1.AnchorAuditH\x00R\vanchorAudit\x12J\n" +
-	"\x0frestart_minting\x18\x1b \x01(\v2\x1f.kekd.command.v1.RestartMintingH\x00R\x0erestartMintingB\x06\n" +
+	"\x0frestart_minting\x18\x1b \x01(\v2\x1f.kekd.command.v1.RestartMintingH\x00R\x0erestartMinting\x12A\n" +
+	"\freserve_uses\x18\x1c \x01(\v2\x1c.kekd.command.v1.ReserveUsesH\x00R\vreserveUsesB\x06\n" +
 	"\x04body\"V\n" +
 	"\x05Actor\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x10\n" +
@@ -3218,11 +3553,17 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x0eSetTenantState\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.kekd.command.v1.TenantStateR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"d\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x95\x01\n" +
 	"\tSetTenant\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12(\n" +
-	"\rmax_staleness\x18\x02 \x01(\x03H\x00R\fmaxStaleness\x88\x01\x01B\x10\n" +
-	"\x0e_max_staleness\"v\n" +
+	"\rmax_staleness\x18\x02 \x01(\x03H\x00R\fmaxStaleness\x88\x01\x01\x12/\n" +
+	"\x06limits\x18\x03 \x01(\v2\x17.kekd.command.v1.LimitsR\x06limitsB\x10\n" +
+	"\x0e_max_staleness\"8\n" +
+	"\x06Limits\x12.\n" +
+	"\x06limits\x18\x01 \x03(\v2\x16.kekd.command.v1.LimitR\x06limits\"/\n" +
+	"\x05Limit\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x10\n" +
+	"\x03per\x18\x02 \x01(\x03R\x03per\"v\n" +
 	"\tCreateKey\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\fR\x05keyId\x12\x12\n" +
@@ -3286,7 +3627,15 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\rR\aversion\x12\x1b\n" +
 	"\tregion_id\x18\x04 \x01(\fR\bregionId\x12\x17\n" +
 	"\anode_id\x18\x05 \x01(\fR\x06nodeId\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\x04R\x05count\"t\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count\"\xb5\x01\n" +
+	"\vReserveUses\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
+	"\apattern\x18\x03 \x01(\tR\apattern\x12\x10\n" +
+	"\x03per\x18\x04 \x01(\x03R\x03per\x12\x14\n" +
+	"\x05start\x18\x05 \x01(\x03R\x05start\x12\x17\n" +
+	"\anode_id\x18\x06 \x01(\fR\x06nodeId\x12\x14\n" +
+	"\x05count\x18\a \x01(\x04R\x05count\"t\n" +
 	"\vAnchorAudit\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
@@ -3303,7 +3652,7 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
 	"\tregion_id\x18\x03 \x01(\fR\bregionId\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"\x80\x02\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\"\xb0\x02\n" +
 	"\x06Tenant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x122\n" +
@@ -3313,7 +3662,8 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x06 \x01(\x03R\tcreatedAt\x12\x19\n" +
 	"\bstate_at\x18\a \x01(\x03R\astateAt\x12\x1c\n" +
-	"\tplacement\x18\b \x03(\fR\tplacement\"\xec\x01\n" +
+	"\tplacement\x18\b \x03(\fR\tplacement\x12.\n" +
+	"\x06limits\x18\t \x03(\v2\x16.kekd.command.v1.LimitR\x06limits\"\xec\x01\n" +
 	"\x03Key\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x12\n" +
@@ -3355,13 +3705,14 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x04 \x01(\x03R\tcreatedAtB\x06\n" +
 	"\x04_uidB\x06\n" +
-	"\x04_gid\"\xc0\x01\n" +
+	"\x04_gid\"\xf0\x01\n" +
 	"\x04Rule\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12\x10\n" +
 	"\x03ops\x18\x03 \x01(\rR\x03ops\x12K\n" +
 	"\x10required_context\x18\x04 \x03(\v2 .kekd.command.v1.RequiredContextR\x0frequiredContext\x12%\n" +
-	"\x0erequire_reason\x18\x05 \x01(\bR\rrequireReason\"H\n" +
+	"\x0erequire_reason\x18\x05 \x01(\bR\rrequireReason\x12.\n" +
+	"\x06limits\x18\x06 \x03(\v2\x16.kekd.command.v1.LimitR\x06limits\"H\n" +
 	"\x0fRequiredContext\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x88\x01\x01B\b\n" +
@@ -3371,7 +3722,14 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04head\x18\x03 \x01(\fR\x04head\x12\x1c\n" +
 	"\tsignature\x18\x04 \x01(\fR\tsignature\x12\x0e\n" +
-	"\x02at\x18\x05 \x01(\x03R\x02at\"\xbb\x01\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\"\x95\x01\n" +
+	"\x04Uses\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
+	"\apattern\x18\x03 \x01(\tR\apattern\x12\x10\n" +
+	"\x03per\x18\x04 \x01(\x03R\x03per\x12\x14\n" +
+	"\x05start\x18\x05 \x01(\x03R\x05start\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count\"\xbb\x01\n" +
 	"\aOutcome\x12\x1d\n" +
 	"\n" +
 	"command_id\x18\x01 \x01(\fR\tcommandId\x12!\n" +
@@ -3390,7 +3748,7 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x06 \x01(\fR\tstateHash\x12\x18\n" +
-	"\arecords\x18\a \x01(\x04R\arecords\"\xa3\x03\n" +
+	"\arecords\x18\a \x01(\x04R\arecords\"\xd0\x03\n" +
 	"\x0eSnapshotRecord\x121\n" +
 	"\x06region\x18\x01 \x01(\v2\x17.kekd.command.v1.RegionH\x00R\x06region\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.kekd.command.v1.NodeH\x00R\x04node\x121\n" +
@@ -3399,7 +3757,8 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\aservice\x18\x05 \x01(\v2\x18.kekd.command.v1.ServiceH\x00R\aservice\x12+\n" +
 	"\x04rule\x18\x06 \x01(\v2\x15.kekd.command.v1.RuleH\x00R\x04rule\x121\n" +
 	"\x06anchor\x18\a \x01(\v2\x17.kekd.command.v1.AnchorH\x00R\x06anchor\x124\n" +
-	"\aoutcome\x18\b \x01(\v2\x18.kekd.command.v1.OutcomeH\x00R\aoutcomeB\b\n" +
+	"\aoutcome\x18\b \x01(\v2\x18.kekd.command.v1.OutcomeH\x00R\aoutcome\x12+\n" +
+	"\x04uses\x18\t \x01(\v2\x15.kekd.command.v1.UsesH\x00R\x04usesB\b\n" +
 	"\x06record*\x7f\n" +
 	"\rRotationCause\x12\x1e\n" +
 	"\x1aROTATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1b\n" +
@@ -3446,7 +3805,7 @@ func file_hierarchy_commandpb_command_proto_rawDescGZIP() []byte {
 }
 
 var file_hierarchy_commandpb_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_hierarchy_commandpb_command_proto_goTypes = []any{
 	(RotationCause)(0),      // 0: kekd.command.v1.RotationCause
 	(VersionAction)(0),      // 1: kekd.command.v1.VersionAction
@@ -3460,33 +3819,37 @@ var file_hierarchy_commandpb_command_proto_goTypes = []any{
 	(*CreateTenant)(nil),    // 9: kekd.command.v1.CreateTenant
 	(*SetTenantState)(nil),  // 10: kekd.command.v1.SetTenantState
 	(*SetTenant)(nil),       // 11: kekd.command.v1.SetTenant
-	(*CreateKey)(nil),       // 12: kekd.command.v1.CreateKey
-	(*RotateKey)(nil),       // 13: kekd.command.v1.RotateKey
-	(*SetKey)(nil),          // 14: kekd.command.v1.SetKey
-	(*SetVersionState)(nil), // 15: kekd.command.v1.SetVersionState
-	(*RecordMinted)(nil),    // 16: kekd.command.v1.RecordMinted
-	(*RestartMinting)(nil),  // 17: kekd.command.v1.RestartMinting
-	(*CreateService)(nil),   // 18: kekd.command.v1.CreateService
-	(*DeleteService)(nil),   // 19: kekd.command.v1.DeleteService
-	(*AllowPolicy)(nil),     // 20: kekd.command.v1.AllowPolicy
-	(*RevokePolicy)(nil),    // 21: kekd.command.v1.RevokePolicy
-	(*ReserveWraps)(nil),    // 22: kekd.command.v1.ReserveWraps
-	(*ReturnWraps)(nil),     // 23: kekd.command.v1.ReturnWraps
-	(*AnchorAudit)(nil),     // 24: kekd.command.v1.AnchorAudit
-	(*Region)(nil),          // 25: kekd.command.v1.Region
-	(*Node)(nil),            // 26: kekd.command.v1.Node
-	(*Tenant)(nil),          // 27: kekd.command.v1.Tenant
-	(*Key)(nil),             // 28: kekd.command.v1.Key
-	(*Version)(nil),         // 29: kekd.command.v1.Version
-	(*RegionKey)(nil),       // 30: kekd.command.v1.RegionKey
-	(*Reservation)(nil),     // 31: kekd.command.v1.Reservation
-	(*Service)(nil),         // 32: kekd.command.v1.Service
-	(*Rule)(nil),            // 33: kekd.command.v1.Rule
-	(*RequiredContext)(nil), // 34: kekd.command.v1.RequiredContext
-	(*Anchor)(nil),          // 35: kekd.command.v1.Anchor
-	(*Outcome)(nil),         // 36: kekd.command.v1.Outcome
-	(*SnapshotHeader)(nil),  // 37: kekd.command.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 38: kekd.command.v1.SnapshotRecord
+	(*Limits)(nil),          // 12: kekd.command.v1.Limits
+	(*Limit)(nil),           // 13: kekd.command.v1.Limit
+	(*CreateKey)(nil),       // 14: kekd.command.v1.CreateKey
+	(*RotateKey)(nil),       // 15: kekd.command.v1.RotateKey
+	(*SetKey)(nil),          // 16: kekd.command.v1.SetKey
+	(*SetVersionState)(nil), // 17: kekd.command.v1.SetVersionState
+	(*RecordMinted)(nil),    // 18: kekd.command.v1.RecordMinted
+	(*RestartMinting)(nil),  // 19: kekd.command.v1.RestartMinting
+	(*CreateService)(nil),   // 20: kekd.command.v1.CreateService
+	(*DeleteService)(nil),   // 21: kekd.command.v1.DeleteService
+	(*AllowPolicy)(nil),     // 22: kekd.command.v1.AllowPolicy
+	(*RevokePolicy)(nil),    // 23: kekd.command.v1.RevokePolicy
+	(*ReserveWraps)(nil),    // 24: kekd.command.v1.ReserveWraps
+	(*ReturnWraps)(nil),     // 25: kekd.command.v1.ReturnWraps
+	(*ReserveUses)(nil),     // 26: kekd.command.v1.ReserveUses
+	(*AnchorAudit)(nil),     // 27: kekd.command.v1.AnchorAudit
+	(*Region)(nil),          // 28: kekd.command.v1.Region
+	(*Node)(nil),            // 29: kekd.command.v1.Node
+	(*Tenant)(nil),          // 30: kekd.command.v1.Tenant
+	(*Key)(nil),             // 31: kekd.command.v1.Key
+	(*Version)(nil),         // 32: kekd.command.v1.Version
+	(*RegionKey)(nil),       // 33: kekd.command.v1.RegionKey
+	(*Reservation)(nil),     // 34: kekd.command.v1.Reservation
+	(*Service)(nil),         // 35: kekd.command.v1.Service
+	(*Rule)(nil),            // 36: kekd.command.v1.Rule
+	(*RequiredContext)(nil), // 37: kekd.command.v1.RequiredContext
+	(*Anchor)(nil),          // 38: kekd.command.v1.Anchor
+	(*Uses)(nil),            // 39: kekd.command.v1.Uses
+	(*Outcome)(nil),         // 40: kekd.command.v1.Outcome
+	(*SnapshotHeader)(nil),  // 41: kekd.command.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 42: kekd.command.v1.SnapshotRecord
 }
 var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	6,  // 0: kekd.command.v1.Command.actor:type_name -> kekd.command.v1.Actor
@@ -3495,47 +3858,53 @@ var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	9,  // 3: kekd.command.v1.Command.create_tenant:type_name -> kekd.command.v1.CreateTenant
 	10, // 4: kekd.command.v1.Command.set_tenant_state:type_name -> kekd.command.v1.SetTenantState
 	11, // 5: kekd.command.v1.Command.set_tenant:type_name -> kekd.command.v1.SetTenant
-	12, // 6: kekd.command.v1.Command.create_key:type_name -> kekd.command.v1.CreateKey
-	13, // 7: kekd.command.v1.Command.rotate_key:type_name -> kekd.command.v1.RotateKey
-	14, // 8: kekd.command.v1.Command.set_key:type_name -> kekd.command.v1.SetKey
-	15, // 9: kekd.command.v1.Command.set_version_state:type_name -> kekd.command.v1.SetVersionState
-	16, // 10: kekd.command.v1.Command.record_minted:type_name -> kekd.command.v1.RecordMinted
-	18, // 11: kekd.command.v1.Command.create_service:type_name -> kekd.command.v1.CreateService
-	19, // 12: kekd.command.v1.Command.delete_service:type_name -> kekd.command.v1.DeleteService
-	20, // 13: kekd.command.v1.Command.allow_policy:type_name -> kekd.command.v1.AllowPolicy
-	21, // 14: kekd.command.v1.Command.revoke_policy:type_name -> kekd.command.v1.RevokePolicy
-	22, // 15: kekd.command.v1.Command.reserve_wraps:type_name -> kekd.command.v1.ReserveWraps
-	23, // 16: kekd.command.v1.Command.return_wraps:type_name -> kekd.command.v1.ReturnWraps
-	24, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
-	17, // 18: kekd.command.v1.Command.restart_minting:type_name -> kekd.command.v1.RestartMinting
-	25, // 19: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
-	26, // 20: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
-	2,  // 21: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
-	0,  // 22: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
-	1,  // 23: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
-	33, // 24: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
-	4,  // 25: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
-	2,  // 26: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
-	29, // 27: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
-	3,  // 28: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
-	3,  // 29: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
-	0,  // 30: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
-	30, // 31: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
-	31, // 32: kekd.command.v1.RegionKey.reservations:type_name -> kekd.command.v1.Reservation
-	34, // 33: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
-	25, // 34: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
-	26, // 35: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
-	27, // 36: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
-	28, // 37: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
-	32, // 38: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
-	33, // 39: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
-	35, // 40: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
-	36, // 41: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	14, // 6: kekd.command.v1.Command.create_key:type_name -> kekd.command.v1.CreateKey
+	15, // 7: kekd.command.v1.Command.rotate_key:type_name -> kekd.command.v1.RotateKey
+	16, // 8: kekd.command.v1.Command.set_key:type_name -> kekd.command.v1.SetKey
+	17, // 9: kekd.command.v1.Command.set_version_state:type_name -> kekd.command.v1.SetVersionState
+	18, // 10: kekd.command.v1.Command.record_minted:type_name -> kekd.command.v1.RecordMinted
+	20, // 11: kekd.command.v1.Command.create_service:type_name -> kekd.command.v1.CreateService
+	21, // 12: kekd.command.v1.Command.delete_service:type_name -> kekd.command.v1.DeleteService
+	22, // 13: kekd.command.v1.Command.allow_policy:type_name -> kekd.command.v1.AllowPolicy
+	23, // 14: kekd.command.v1.Command.revoke_policy:type_name -> kekd.command.v1.RevokePolicy
+	24, // 15: kekd.command.v1.Command.reserve_wraps:type_name -> kekd.command.v1.ReserveWraps
+	25, // 16: kekd.command.v1.Command.return_wraps:type_name -> kekd.command.v1.ReturnWraps
+	27, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
+	19, // 18: kekd.command.v1.Command.restart_minting:type_name -> kekd.command.v1.RestartMinting
+	26, // 19: kekd.command.v1.Command.reserve_uses:type_name -> kekd.command.v1.ReserveUses
+	28, // 20: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
+	29, // 21: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
+	2,  // 22: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
+	12, // 23: kekd.command.v1.SetTenant.limits:type_name -> kekd.command.v1.Limits
+	13, // 24: kekd.command.v1.Limits.limits:type_name -> kekd.command.v1.Limit
+	0,  // 25: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
+	1,  // 26: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
+	36, // 27: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
+	4,  // 28: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
+	2,  // 29: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
+	13, // 30: kekd.command.v1.Tenant.limits:type_name -> kekd.command.v1.Limit
+	32, // 31: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
+	3,  // 32: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
+	3,  // 33: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
+	0,  // 34: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
+	33, // 35: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
+	34, // 36: kekd.command.v1.RegionKey.reservations:type_name -> kekd.command.v1.Reservation
+	37, // 37: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
+	13, // 38: kekd.command.v1.Rule.limits:type_name -> kekd.command.v1.Limit
+	28, // 39: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
+	29, // 40: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
+	30, // 41: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
+	31, // 42: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
+	35, // 43: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
+	36, // 44: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
+	38, // 45: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
+	40, // 46: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
+	39, // 47: kekd.command.v1.SnapshotRecord.uses:type_name -> kekd.command.v1.Uses
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_hierarchy_commandpb_command_proto_init() }
@@ -3562,13 +3931,14 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*Command_ReturnWraps)(nil),
 		(*Command_AnchorAudit)(nil),
 		(*Command_RestartMinting)(nil),
+		(*Command_ReserveUses)(nil),
 	}
 	file_hierarchy_commandpb_command_proto_msgTypes[6].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[9].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[13].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[27].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[29].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[33].OneofWrappers = []any{
+	file_hierarchy_commandpb_command_proto_msgTypes[11].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[15].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[30].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[32].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[37].OneofWrappers = []any{
 		(*SnapshotRecord_Region)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Tenant)(nil),
@@ -3577,6 +3947,7 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*SnapshotRecord_Rule)(nil),
 		(*SnapshotRecord_Anchor)(nil),
 		(*SnapshotRecord_Outcome)(nil),
+		(*SnapshotRecord_Uses)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3584,7 +3955,7 @@ func file_hierarchy_commandpb_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hierarchy_commandpb_command_proto_rawDesc), len(file_hierarchy_commandpb_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

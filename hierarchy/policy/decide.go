@@ -7,7 +7,8 @@ import (
 
 // Decide answers a request from the rules of the caller's services. One rule that allows is
 // enough; of several the most specific is named, in the order acme/orders, acme/*, */orders,
-// */*, and among equals the first. A denial's reason tells which rule came closest.
+// */*, and among equals the first: its limits are those that count, also where a wider rule would
+// allow more. A denial's reason tells which rule came closest.
 func Decide(rules []Rule, req Request) Decision {
 	s := search{req: req}
 	for breadth := range breadths {

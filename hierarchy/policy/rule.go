@@ -22,6 +22,9 @@ type Rule struct {
 	Required []Requirement // sorted by key, each key once
 	// RequireReason makes the caller state why, for the audit.
 	RequireReason bool
+	// Limits are how often the rule may be used for each tenant. They are not decided here: who
+	// counts does it after the decision, by the rule that it names.
+	Limits Limits
 }
 
 // Requirement asks for an entry of the encryption context.
@@ -82,5 +85,5 @@ func ValidateRule(r Rule) error {
 			return fmt.Errorf("%w: a rule for %s: required context keys are not sorted", hierarchy.ErrInvalidArgument, r.Pattern)
 		}
 	}
-	return nil
+	return r.Limits.validate()
 }

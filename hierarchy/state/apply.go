@@ -106,6 +106,7 @@ func Apply(s *State, m Meta, c *commandpb.Command) (*State, Result) {
 	d.index = m.Index
 	d.stamp = max(d.stamp, c.GetStamp())
 	d.forget()
+	d.forgetUses()
 
 	id, err := idOf("idempotency ID of the command", c.GetId())
 	if err != nil {
@@ -190,6 +191,8 @@ func (d *draft) run(c *commandpb.Command) error {
 		return d.returnWraps(b.ReturnWraps)
 	case *commandpb.Command_AnchorAudit:
 		return d.anchorAudit(b.AnchorAudit)
+	case *commandpb.Command_ReserveUses:
+		return d.reserveUses(b.ReserveUses)
 	}
 	return fmt.Errorf("%w: %T", ErrUnknownCommand, c.GetBody())
 }
@@ -197,7 +200,7 @@ func (d *draft) run(c *commandpb.Command) error {
 // wakes tells whether the command may have made work for those who follow [State.Revision].
 func wakes(before, after *State, c *commandpb.Command) bool {
 	switch b := c.GetBody().(type) {
-	case *commandpb.Command_Tick, *commandpb.Command_ReturnWraps, *commandpb.Command_AnchorAudit:
+	case *commandpb.Command_Tick, *commandpb.Command_ReturnWraps, *commandpb.Command_AnchorAudit, *commandpb.Command_ReserveUses:
 		return false
 	case *commandpb.Command_ReserveWraps:
 		// Only the block that uses up half of a version: it is to be rotated.

@@ -115,6 +115,10 @@ var commands = map[string][]step{
 		{name: "nothing", c: setTenant("acme", nil), want: hierarchy.ErrInvalidArgument, words: "nothing"},
 		{name: "zero", c: setTenant("acme", ptr(int64(0))), want: hierarchy.ErrInvalidArgument},
 		{name: "unknown", c: setTenant("nobody", ptr(int64(time.Hour))), want: hierarchy.ErrNotFound},
+		{name: "limits", c: limitTenant("acme", perDay(10), perSecond(5))},
+		{name: "no limits", before: []*commandpb.Command{limitTenant("acme", perDay(10))}, c: limitTenant("acme")},
+		{name: "two long limits", c: limitTenant("acme", perDay(10), perHour(5)), want: hierarchy.ErrInvalidArgument, words: "10/d and 5/h"},
+		{name: "a limit of nothing", c: limitTenant("acme", perDay(0)), want: hierarchy.ErrInvalidArgument},
 	},
 	"create_key": {
 		{name: "ok", c: createKey("acme", "invoices")},
@@ -218,6 +222,9 @@ var commands = map[string][]step{
 		{name: "operation beyond a byte", c: with(allow("web", "acme/*"), getRule, func(r *commandpb.Rule) { r.Ops = 1<<8 | 1 }), want: hierarchy.ErrInvalidArgument},
 		{name: "required twice", c: allow("web", "acme/*", &commandpb.RequiredContext{Key: "k"}, &commandpb.RequiredContext{Key: "k"}), want: hierarchy.ErrInvalidArgument},
 		{name: "no rule", c: &commandpb.Command{Body: &commandpb.Command_AllowPolicy{AllowPolicy: &commandpb.AllowPolicy{}}}, want: hierarchy.ErrInvalidArgument},
+		{name: "limits", c: limitRule("web", "acme/*", perSecond(1), perHour(3))},
+		{name: "two short limits", c: limitRule("web", "acme/*", perSecond(1), perSecond(2)), want: hierarchy.ErrInvalidArgument, words: "1/s and 2/s"},
+		{name: "a window of another length", c: limitRule("web", "acme/*", &commandpb.Limit{Count: 1, Per: int64(time.Hour) + 1}), want: hierarchy.ErrInvalidArgument},
 	},
 	"revoke_policy": {
 		{name: "ok", c: revoke("billing", "*/orders")},
@@ -248,6 +255,7 @@ var commands = map[string][]step{
 		{name: "another node", c: with(giveBack("acme", "orders", 2, 1), getReturn, func(m *commandpb.ReturnWraps) { m.NodeId = id("stranger") }), want: hierarchy.ErrNotFound},
 		{name: "none", c: giveBack("acme", "orders", 2, 0), want: hierarchy.ErrInvalidArgument},
 	},
+	"reserve_uses": usesSteps,
 	"anchor_audit": {
 		{name: "on", c: anchor(8, 2)},
 		{name: "the same again", c: anchor(7, 1)},

@@ -138,7 +138,7 @@ func nodeFromPB(m *commandpb.Node) (*Node, error) {
 func tenantToPB(t *Tenant) *commandpb.Tenant {
 	m := &commandpb.Tenant{
 		Id: t.ID.ID[:], Name: t.Name, State: commandpb.TenantState(t.State), StateReason: t.StateReason,
-		MaxStaleness: int64(t.MaxStaleness), CreatedAt: nanosOf(t.CreatedAt), StateAt: nanosOf(t.StateAt),
+		MaxStaleness: int64(t.MaxStaleness), CreatedAt: nanosOf(t.CreatedAt), StateAt: nanosOf(t.StateAt), Limits: limitsToPB(t.Limits),
 	}
 	for i := range t.Placement {
 		m.Placement = append(m.Placement, t.Placement[i].ID[:])
@@ -179,6 +179,9 @@ func tenantFromPB(m *commandpb.Tenant) (*Tenant, error) {
 	}
 	if len(t.Placement) == 0 {
 		return nil, fmt.Errorf("%w: tenant %s has no region", hierarchy.ErrInvalidArgument, t.Name)
+	}
+	if t.Limits, err = limitsFromPB(m.GetLimits()); err != nil {
+		return nil, fmt.Errorf("tenant %s: %w", t.Name, err)
 	}
 	return t, nil
 }
@@ -369,7 +372,7 @@ func clonePtr[T any](p *T) *T {
 }
 
 func ruleToPB(r *policy.Rule) *commandpb.Rule {
-	m := &commandpb.Rule{Service: r.Service, Pattern: r.Pattern.String(), Ops: uint32(r.Ops), RequireReason: r.RequireReason}
+	m := &commandpb.Rule{Service: r.Service, Pattern: r.Pattern.String(), Ops: uint32(r.Ops), RequireReason: r.RequireReason, Limits: limitsToPB(r.Limits)}
 	for _, q := range r.Required {
 		qm := &commandpb.RequiredContext{Key: q.Key}
 		if !q.AnyValue {
@@ -391,6 +394,9 @@ func ruleFromPB(m *commandpb.Rule) (*policy.Rule, error) {
 	r := &policy.Rule{Service: m.GetService(), Pattern: pattern, Ops: hierarchy.Ops(m.GetOps()), RequireReason: m.GetRequireReason()}
 	for _, qm := range m.GetRequiredContext() {
 		r.Required = append(r.Required, policy.Requirement{Key: qm.GetKey(), AnyValue: qm.Value == nil, Value: qm.GetValue()})
+	}
+	if r.Limits, err = limitsFromPB(m.GetLimits()); err != nil {
+		return nil, fmt.Errorf("a rule for %s: %w", r.Pattern, err)
 	}
 	if err := policy.ValidateRule(*r); err != nil {
 		return nil, err

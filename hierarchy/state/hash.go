@@ -31,6 +31,7 @@ const (
 	hashRule    byte = 'P'
 	hashAnchor  byte = 'A'
 	hashOutcome byte = 'O'
+	hashUses    byte = 'U'
 )
 
 // expand turns a record into lanes: AES-256 in counter mode under the record's SHA-256, which

@@ -122,6 +122,13 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 		}
 		d.putOutcome(o)
 		return position{8, outcomeKey(o)}, outcomeRecord(o), nil
+
+	case *commandpb.SnapshotRecord_Uses:
+		u, err := d.loadUses(r.Uses)
+		if err != nil {
+			return fail(err)
+		}
+		return position{9, usesKey(u)}, usesRecord(u), nil
 	}
 	return fail(fmt.Errorf("%w: a record of a kind that this version does not know", ErrUnknownCommand))
 }

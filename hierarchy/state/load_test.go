@@ -38,6 +38,13 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		}
 		return k
 	}
+	usesOf := func(change func(*Uses)) *Uses {
+		u := &Uses{LimitID: LimitID{Tenant: tenant, Per: policy.Hour}, Start: time.Unix(1_900_000_800, 0).UTC(), Count: 5}
+		if change != nil {
+			change(u)
+		}
+		return u
+	}
 	build := func(change func(*draft)) error {
 		d := New().draft()
 		d.cluster, d.index = cluster, 100
@@ -53,7 +60,7 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		_, err := Read(&buf)
 		return err
 	}
-	if err := build(func(d *draft) { d.putKey(keyOf(nil)) }); err != nil {
+	if err := build(func(d *draft) { d.putKey(keyOf(nil)); d.putUses(usesOf(nil)) }); err != nil {
 		t.Fatalf("what the others are changed from: %v", err)
 	}
 	for _, c := range []struct {
@@ -117,6 +124,17 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 			d.putRule(&policy.Rule{Service: "gone", Pattern: policy.Pattern{Tenant: "*", Key: "*"}, Ops: 1})
 		}},
 		{"anchor of no node", "not there", func(d *draft) { d.putAnchor(&Anchor{Node: hierarchy.NodeID{ID: mk(99)}, Signature: []byte("s")}) }},
+		{"uses of no tenant", "not there", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Tenant = hierarchy.TenantID{ID: mk(99)} })) }},
+		{"uses of half a window", "no window", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Start = u.Start.Add(time.Second) })) }},
+		{"no uses", "0 uses", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Count = 0 })) }},
+		{"too many uses", "uses of a limit", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Count = policy.MaxLimit + 1 })) }},
+		{"uses of a short limit", "not reserved", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Per = policy.Minute })) }},
+		{"two windows of one limit", "two windows", func(d *draft) {
+			d.putUses(usesOf(nil))
+			u := usesOf(func(u *Uses) { u.Start = u.Start.Add(policy.Hour) })
+			d.account(nil, record(hashUses, usesToPB(u)))
+			d.uses, _, _ = d.uses.Insert(usesKey(u), u)
+		}},
 		{"two outcomes of one command", "two outcomes", func(d *draft) {
 			d.putOutcome(&outcome{id: hierarchy.CommandID{ID: mk(8)}, index: 1})
 			d.putOutcome(&outcome{id: hierarchy.CommandID{ID: mk(8)}, index: 2})

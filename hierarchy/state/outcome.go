@@ -63,7 +63,8 @@ func (o *outcome) err() error {
 // would let one key seal too often, so that is kept.
 func remembered(c *commandpb.Command) bool {
 	switch c.GetBody().(type) {
-	case *commandpb.Command_Tick, *commandpb.Command_AnchorAudit, *commandpb.Command_RecordMinted, *commandpb.Command_ReserveWraps:
+	case *commandpb.Command_Tick, *commandpb.Command_AnchorAudit, *commandpb.Command_RecordMinted,
+		*commandpb.Command_ReserveWraps, *commandpb.Command_ReserveUses:
 		return false
 	}
 	return true

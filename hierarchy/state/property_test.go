@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/policy"
 	"github.com/kekd/kekd/hierarchy/state"
 )
 
@@ -26,6 +27,7 @@ func anyCommand(t *rapid.T) *commandpb.Command {
 	count := rapid.SampledFrom([]uint64{0, 1, 1 << 16, 1 << 24}).Draw(t, "count")
 	uid := rapid.SampledFrom([]*uint32{nil, ptr[uint32](0), ptr[uint32](1000)}).Draw(t, "uid")
 	gid := rapid.SampledFrom([]*uint32{nil, ptr[uint32](5)}).Draw(t, "gid")
+	hour := start.Add(time.Duration(rapid.IntRange(-1, 72).Draw(t, "hour")) * time.Hour)
 	c := rapid.SampledFrom([]func() *commandpb.Command{
 		func() *commandpb.Command { return createTenant(tenant) },
 		func() *commandpb.Command { return disable(tenant) },
@@ -44,6 +46,10 @@ func anyCommand(t *rapid.T) *commandpb.Command {
 		func() *commandpb.Command { return createService(service, uid, gid) },
 		func() *commandpb.Command { return deleteService(service) },
 		func() *commandpb.Command { return allow(service, pattern) },
+		func() *commandpb.Command { return limitRule(service, pattern, perSecond(5), perHour(uint64(n)*10)) },
+		func() *commandpb.Command { return limitTenant(tenant, perDay(uint64(n)*20)) },
+		func() *commandpb.Command { return reserveUses(tenant, service, pattern, policy.Hour, hour, count%64) },
+		func() *commandpb.Command { return reserveUses(tenant, "", "", policy.Day, hour, count%64) },
 		func() *commandpb.Command { return revoke(service, pattern) },
 		func() *commandpb.Command { return reserve(tenant, key, n, count) },
 		func() *commandpb.Command { return giveBack(tenant, key, n, count) },
@@ -52,7 +58,7 @@ func anyCommand(t *rapid.T) *commandpb.Command {
 	}).Draw(t, "kind")()
 	c.Format = state.Format
 	c.Id = id(fmt.Sprint("command", rapid.IntRange(0, 200).Draw(t, "id")))
-	c.Stamp = start.Add(time.Duration(rapid.IntRange(-1, 72).Draw(t, "hour")) * time.Hour).UnixNano()
+	c.Stamp = hour.UnixNano()
 	return c
 }
 

@@ -60,7 +60,7 @@ func Write(w io.Writer, s *State) error {
 
 func (s *State) records() uint64 {
 	return uint64(s.regions.Len() + s.nodes.Len() + s.tenants.Len() + s.keys.Len() +
-		s.services.Len() + s.rules.Len() + s.anchors.Len() + s.outcomes.Len())
+		s.services.Len() + s.rules.Len() + s.anchors.Len() + s.outcomes.Len() + s.uses.Len())
 }
 
 // snapshotRecords iterates over all records in the order of a snapshot.
@@ -72,7 +72,8 @@ func (s *State) snapshotRecords(yield func(*commandpb.SnapshotRecord) bool) {
 		each(s.services, serviceRecord, yield) &&
 		each(s.rules, ruleRecord, yield) &&
 		each(s.anchors, anchorRecord, yield) &&
-		each(s.outcomes, outcomeRecord, yield)
+		each(s.outcomes, outcomeRecord, yield) &&
+		each(s.uses, usesRecord, yield)
 }
 
 func each[T any](t *iradix.Tree[T], rec func(T) *commandpb.SnapshotRecord, yield func(*commandpb.SnapshotRecord) bool) bool {

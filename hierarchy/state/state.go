@@ -30,6 +30,7 @@ type State struct {
 	rules    *iradix.Tree[*policy.Rule] // by service, 0, pattern
 	anchors  *iradix.Tree[*Anchor]      // by node ID
 	outcomes *iradix.Tree[*outcome]     // by index: the oldest is first
+	uses     *iradix.Tree[*Uses]        // by the end of the window
 
 	regionByID  trie[hierarchy.RegionID, *Region]
 	nodeByID    trie[hierarchy.NodeID, *Node]
@@ -40,6 +41,7 @@ type State struct {
 	serviceOf   trie[match, *Service]
 	policies    trie[string, *policy.Set]
 	outcomeByID trie[hierarchy.CommandID, *outcome]
+	usesOf      trie[LimitID, *Uses]
 	staleness   *iradix.Tree[struct{}] // by max_staleness and ID of the living tenants
 }
 
@@ -66,6 +68,7 @@ func New() *State {
 		rules:     iradix.New[*policy.Rule](),
 		anchors:   iradix.New[*Anchor](),
 		outcomes:  iradix.New[*outcome](),
+		uses:      iradix.New[*Uses](),
 		staleness: iradix.New[struct{}](),
 	}
 }
@@ -195,6 +198,10 @@ func (s *State) PolicySet(service string) *policy.Set {
 	set, _ := s.policies.get(service)
 	return set
 }
+
+// Uses is what nodes have reserved of a long limit in the latest window of which they did; false
+// if that was long ago.
+func (s *State) Uses(id LimitID) (*Uses, bool) { return s.usesOf.get(id) }
 
 // Anchor is the head of a node's audit journal as the cluster last agreed on it.
 func (s *State) Anchor(node hierarchy.NodeID) (*Anchor, bool) { return s.anchors.Get(node.ID[:]) }

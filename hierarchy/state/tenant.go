@@ -120,21 +120,27 @@ func (d *draft) setTenant(m *commandpb.SetTenant) error {
 	if err != nil {
 		return err
 	}
-	if m.MaxStaleness == nil {
+	if m.MaxStaleness == nil && m.Limits == nil {
 		return fmt.Errorf("%w: nothing to set", hierarchy.ErrInvalidArgument)
 	}
-	staleness := time.Duration(m.GetMaxStaleness())
-	if err := checkStaleness(staleness); err != nil {
-		return err
+	next := *t
+	if m.MaxStaleness != nil {
+		next.MaxStaleness = time.Duration(m.GetMaxStaleness())
+		if err := checkStaleness(next.MaxStaleness); err != nil {
+			return err
+		}
+	}
+	if m.Limits != nil {
+		if next.Limits, err = limitsFromPB(m.Limits.GetLimits()); err != nil {
+			return err
+		}
 	}
 	if t.State == hierarchy.TenantDestroyed {
 		return fmt.Errorf("%w: tenant %s is destroyed", hierarchy.ErrFailedPrecondition, t.Name)
 	}
-	if t.MaxStaleness == staleness {
+	if next.MaxStaleness == t.MaxStaleness && next.Limits == t.Limits {
 		return nil
 	}
-	next := *t
-	next.MaxStaleness = staleness
 	d.putTenant(&next)
 	return nil
 }

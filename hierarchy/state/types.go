@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/policy"
 )
 
 // What stands here is what readers see. Everything that is reached from a *State is immutable:
@@ -37,6 +38,7 @@ type Tenant struct {
 	CreatedAt    time.Time
 	StateAt      time.Time
 	Placement    []hierarchy.RegionID // sorted
+	Limits       policy.Limits        // over all services
 }
 
 // Key is a named KEK of a tenant.
@@ -140,6 +142,23 @@ type Anchor struct {
 	Head      [32]byte
 	Signature []byte
 	At        time.Time
+}
+
+// LimitID names a limit per hour or day: of the rule of a service and pattern for a tenant, or, with
+// neither, of the tenant itself.
+type LimitID struct {
+	Tenant  hierarchy.TenantID
+	Service string
+	Pattern policy.Pattern
+	Per     time.Duration
+}
+
+// Uses is how many uses nodes have reserved of a limit in one window. It may be more than the limit,
+// if that was lowered meanwhile.
+type Uses struct {
+	LimitID
+	Start time.Time
+	Count uint64
 }
 
 // Limits of the hierarchy.

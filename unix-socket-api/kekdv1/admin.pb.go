@@ -318,7 +318,8 @@ type Tenant struct {
 	MaxStaleness  int64                  `protobuf:"varint,7,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"` // nanoseconds
 	Placement     []string               `protobuf:"bytes,8,rep,name=placement,proto3" json:"placement,omitempty"`                            // region names
 	Keys          uint64                 `protobuf:"varint,9,opt,name=keys,proto3" json:"keys,omitempty"`
-	Index         uint64                 `protobuf:"varint,10,opt,name=index,proto3" json:"index,omitempty"` // log index of the change that answered
+	Index         uint64                 `protobuf:"varint,10,opt,name=index,proto3" json:"index,omitempty"`  // log index of the change that answered
+	Limits        []*Limit               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"` // over all services; the shorter window first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,6 +424,111 @@ func (x *Tenant) GetIndex() uint64 {
 	return 0
 }
 
+func (x *Tenant) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limit allows so many operations in each window of a length: a second or a minute, counted by each node for
+// itself, or an hour or a day, counted over all nodes.
+type Limit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Per           int64                  `protobuf:"varint,2,opt,name=per,proto3" json:"per,omitempty"` // nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limit) Reset() {
+	*x = Limit{}
+	mi := &file_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limit) ProtoMessage() {}
+
+func (x *Limit) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limit.ProtoReflect.Descriptor instead.
+func (*Limit) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Limit) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Limit) GetPer() int64 {
+	if x != nil {
+		return x.Per
+	}
+	return 0
+}
+
+type Limits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limits        []*Limit               `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Limits) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type CreateTenantRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
@@ -434,7 +540,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_admin_proto_msgTypes[4]
+	mi := &file_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +552,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[4]
+	mi := &file_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +565,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{4}
+	return file_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateTenantRequest) GetIdempotencyId() []byte {
@@ -491,7 +597,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +609,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +622,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{5}
+	return file_admin_proto_rawDescGZIP(), []int{7}
 }
 
 type ListTenantsResponse struct {
@@ -528,7 +634,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +646,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +659,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -572,7 +678,7 @@ type GetTenantRequest struct {
 
 func (x *GetTenantRequest) Reset() {
 	*x = GetTenantRequest{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +690,7 @@ func (x *GetTenantRequest) String() string {
 func (*GetTenantRequest) ProtoMessage() {}
 
 func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +703,7 @@ func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTenantRequest.ProtoReflect.Descriptor instead.
 func (*GetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetTenantRequest) GetName() string {
@@ -618,7 +724,7 @@ type DisableTenantRequest struct {
 
 func (x *DisableTenantRequest) Reset() {
 	*x = DisableTenantRequest{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +736,7 @@ func (x *DisableTenantRequest) String() string {
 func (*DisableTenantRequest) ProtoMessage() {}
 
 func (x *DisableTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +749,7 @@ func (x *DisableTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableTenantRequest.ProtoReflect.Descriptor instead.
 func (*DisableTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DisableTenantRequest) GetIdempotencyId() []byte {
@@ -678,7 +784,7 @@ type EnableTenantRequest struct {
 
 func (x *EnableTenantRequest) Reset() {
 	*x = EnableTenantRequest{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +796,7 @@ func (x *EnableTenantRequest) String() string {
 func (*EnableTenantRequest) ProtoMessage() {}
 
 func (x *EnableTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +809,7 @@ func (x *EnableTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableTenantRequest.ProtoReflect.Descriptor instead.
 func (*EnableTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EnableTenantRequest) GetIdempotencyId() []byte {
@@ -732,13 +838,14 @@ type SetTenantRequest struct {
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	MaxStaleness  *int64                 `protobuf:"varint,3,opt,name=max_staleness,json=maxStaleness,proto3,oneof" json:"max_staleness,omitempty"`
+	Limits        *Limits                `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"` // all that the tenant has from now on; absent: as they are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +857,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +870,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetTenantRequest) GetIdempotencyId() []byte {
@@ -787,6 +894,250 @@ func (x *SetTenantRequest) GetMaxStaleness() int64 {
 	return 0
 }
 
+func (x *SetTenantRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type WatchTenantRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchTenantRequest) Reset() {
+	*x = WatchTenantRequest{}
+	mi := &file_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchTenantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchTenantRequest) ProtoMessage() {}
+
+func (x *WatchTenantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchTenantRequest.ProtoReflect.Descriptor instead.
+func (*WatchTenantRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WatchTenantRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// TenantEvent is a record of the audit journal, without what makes it verifiable.
+type TenantEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"` // Unix nanoseconds
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`  // unwrap, key-rotate, ..., as in the journal; or watch, or missed
+	Outcome       string                 `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Code          string                 `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"` // why not
+	Key           string                 `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`   // its name within the tenant
+	Version       uint32                 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	Service       string                 `protobuf:"bytes,7,opt,name=service,proto3" json:"service,omitempty"`
+	Caller        *Caller                `protobuf:"bytes,8,opt,name=caller,proto3" json:"caller,omitempty"`       // absent: the node itself
+	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`       // the caller's words
+	Detail        string                 `protobuf:"bytes,10,opt,name=detail,proto3" json:"detail,omitempty"`      // the daemon's
+	Sequence      uint64                 `protobuf:"varint,11,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the record in this node's journal
+	Missed        uint64                 `protobuf:"varint,12,opt,name=missed,proto3" json:"missed,omitempty"`     // of the kind missed: how many events this reader was too slow for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantEvent) Reset() {
+	*x = TenantEvent{}
+	mi := &file_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantEvent) ProtoMessage() {}
+
+func (x *TenantEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantEvent.ProtoReflect.Descriptor instead.
+func (*TenantEvent) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TenantEvent) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *TenantEvent) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *TenantEvent) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetCaller() *Caller {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+func (x *TenantEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *TenantEvent) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *TenantEvent) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+type Caller struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           uint32                 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,2,opt,name=gid,proto3" json:"gid,omitempty"`
+	Pid           int32                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Caller) Reset() {
+	*x = Caller{}
+	mi := &file_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Caller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Caller) ProtoMessage() {}
+
+func (x *Caller) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Caller.ProtoReflect.Descriptor instead.
+func (*Caller) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Caller) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Caller) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Caller) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type Key struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Tenant           string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -803,7 +1154,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +1166,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1179,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Key) GetTenant() string {
@@ -901,7 +1252,7 @@ type KeyVersion struct {
 
 func (x *KeyVersion) Reset() {
 	*x = KeyVersion{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1264,7 @@ func (x *KeyVersion) String() string {
 func (*KeyVersion) ProtoMessage() {}
 
 func (x *KeyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1277,7 @@ func (x *KeyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersion.ProtoReflect.Descriptor instead.
 func (*KeyVersion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KeyVersion) GetVersion() uint32 {
@@ -984,7 +1335,7 @@ type KeyVersionRegion struct {
 
 func (x *KeyVersionRegion) Reset() {
 	*x = KeyVersionRegion{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1347,7 @@ func (x *KeyVersionRegion) String() string {
 func (*KeyVersionRegion) ProtoMessage() {}
 
 func (x *KeyVersionRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1360,7 @@ func (x *KeyVersionRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersionRegion.ProtoReflect.Descriptor instead.
 func (*KeyVersionRegion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KeyVersionRegion) GetRegion() string {
@@ -1058,7 +1409,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1421,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1434,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateKeyRequest) GetIdempotencyId() []byte {
@@ -1116,7 +1467,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1479,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1492,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListKeysRequest) GetTenant() string {
@@ -1160,7 +1511,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1523,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1536,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1204,7 +1555,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1567,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1580,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetKeyRequest) GetKey() string {
@@ -1249,7 +1600,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1612,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1625,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RotateKeyRequest) GetIdempotencyId() []byte {
@@ -1303,7 +1654,7 @@ type SetKeyRequest struct {
 
 func (x *SetKeyRequest) Reset() {
 	*x = SetKeyRequest{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1666,7 @@ func (x *SetKeyRequest) String() string {
 func (*SetKeyRequest) ProtoMessage() {}
 
 func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1679,7 @@ func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetKeyRequest) GetIdempotencyId() []byte {
@@ -1371,7 +1722,7 @@ type SetKeyVersionStateRequest struct {
 
 func (x *SetKeyVersionStateRequest) Reset() {
 	*x = SetKeyVersionStateRequest{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1734,7 @@ func (x *SetKeyVersionStateRequest) String() string {
 func (*SetKeyVersionStateRequest) ProtoMessage() {}
 
 func (x *SetKeyVersionStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1747,7 @@ func (x *SetKeyVersionStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyVersionStateRequest.ProtoReflect.Descriptor instead.
 func (*SetKeyVersionStateRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetKeyVersionStateRequest) GetIdempotencyId() []byte {
@@ -1439,7 +1790,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1802,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1815,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Service) GetName() string {
@@ -1507,7 +1858,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1870,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1883,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateServiceRequest) GetIdempotencyId() []byte {
@@ -1571,7 +1922,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1934,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1947,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 type ListServicesResponse struct {
@@ -1608,7 +1959,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1971,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1984,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -1653,7 +2004,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +2016,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +2029,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteServiceRequest) GetIdempotencyId() []byte {
@@ -1704,7 +2055,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +2067,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +2080,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteServiceResponse) GetIndex() uint64 {
@@ -1749,7 +2100,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +2112,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +2125,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -1798,13 +2149,14 @@ type Rule struct {
 	Ops             []string               `protobuf:"bytes,3,rep,name=ops,proto3" json:"ops,omitempty"`
 	RequiredContext []*RequiredContext     `protobuf:"bytes,4,rep,name=required_context,json=requiredContext,proto3" json:"required_context,omitempty"`
 	RequireReason   bool                   `protobuf:"varint,5,opt,name=require_reason,json=requireReason,proto3" json:"require_reason,omitempty"`
+	Limits          []*Limit               `protobuf:"bytes,6,rep,name=limits,proto3" json:"limits,omitempty"` // for each tenant; the shorter window first
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +2168,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2181,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Rule) GetService() string {
@@ -1867,6 +2219,13 @@ func (x *Rule) GetRequireReason() bool {
 	return false
 }
 
+func (x *Rule) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type AllowPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
@@ -1877,7 +2236,7 @@ type AllowPolicyRequest struct {
 
 func (x *AllowPolicyRequest) Reset() {
 	*x = AllowPolicyRequest{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2248,7 @@ func (x *AllowPolicyRequest) String() string {
 func (*AllowPolicyRequest) ProtoMessage() {}
 
 func (x *AllowPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2261,7 @@ func (x *AllowPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowPolicyRequest.ProtoReflect.Descriptor instead.
 func (*AllowPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AllowPolicyRequest) GetIdempotencyId() []byte {
@@ -1930,7 +2289,7 @@ type RevokePolicyRequest struct {
 
 func (x *RevokePolicyRequest) Reset() {
 	*x = RevokePolicyRequest{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2301,7 @@ func (x *RevokePolicyRequest) String() string {
 func (*RevokePolicyRequest) ProtoMessage() {}
 
 func (x *RevokePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2314,7 @@ func (x *RevokePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicyRequest.ProtoReflect.Descriptor instead.
 func (*RevokePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RevokePolicyRequest) GetIdempotencyId() []byte {
@@ -1988,7 +2347,7 @@ type RevokePolicyResponse struct {
 
 func (x *RevokePolicyResponse) Reset() {
 	*x = RevokePolicyResponse{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2359,7 @@ func (x *RevokePolicyResponse) String() string {
 func (*RevokePolicyResponse) ProtoMessage() {}
 
 func (x *RevokePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2372,7 @@ func (x *RevokePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicyResponse.ProtoReflect.Descriptor instead.
 func (*RevokePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokePolicyResponse) GetIndex() uint64 {
@@ -2032,7 +2391,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2403,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2416,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListPoliciesRequest) GetService() string {
@@ -2076,7 +2435,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2447,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2460,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListPoliciesResponse) GetRules() []*Rule {
@@ -2124,7 +2483,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2495,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2508,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExplainPolicyRequest) GetService() string {
@@ -2198,7 +2557,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2569,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2582,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{35}
+	return file_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExplainPolicyResponse) GetAllowed() bool {
@@ -2258,7 +2617,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2629,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2642,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TailAuditRequest) GetTenant() string {
@@ -2316,7 +2675,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2328,7 +2687,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2341,7 +2700,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{37}
+	return file_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AuditRecord) GetJson() string {
@@ -2359,7 +2718,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2730,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2743,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{38}
+	return file_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type VerifyAuditResponse struct {
@@ -2398,7 +2757,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2769,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2782,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{39}
+	return file_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -2459,7 +2818,7 @@ type AuditChain struct {
 
 func (x *AuditChain) Reset() {
 	*x = AuditChain{}
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2830,7 @@ func (x *AuditChain) String() string {
 func (*AuditChain) ProtoMessage() {}
 
 func (x *AuditChain) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2843,7 @@ func (x *AuditChain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditChain.ProtoReflect.Descriptor instead.
 func (*AuditChain) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{40}
+	return file_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AuditChain) GetNode() string {
@@ -2525,7 +2884,7 @@ type AuditFault struct {
 
 func (x *AuditFault) Reset() {
 	*x = AuditFault{}
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +2896,7 @@ func (x *AuditFault) String() string {
 func (*AuditFault) ProtoMessage() {}
 
 func (x *AuditFault) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +2909,7 @@ func (x *AuditFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFault.ProtoReflect.Descriptor instead.
 func (*AuditFault) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{41}
+	return file_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AuditFault) GetWhere() string {
@@ -2598,7 +2957,7 @@ const file_admin_proto_rawDesc = "" +
 	"\ahealthy\x18\x03 \x01(\bR\ahealthy\x12\x14\n" +
 	"\x05fault\x18\x04 \x01(\tR\x05fault\x12\x16\n" +
 	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x18\n" +
-	"\aobjects\x18\x06 \x01(\x04R\aobjects\"\x8c\x02\n" +
+	"\aobjects\x18\x06 \x01(\x04R\aobjects\"\xb4\x02\n" +
 	"\x06Tenant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2611,7 +2970,13 @@ const file_admin_proto_rawDesc = "" +
 	"\tplacement\x18\b \x03(\tR\tplacement\x12\x12\n" +
 	"\x04keys\x18\t \x01(\x04R\x04keys\x12\x14\n" +
 	"\x05index\x18\n" +
-	" \x01(\x04R\x05index\"u\n" +
+	" \x01(\x04R\x05index\x12&\n" +
+	"\x06limits\x18\v \x03(\v2\x0e.kekd.v1.LimitR\x06limits\"/\n" +
+	"\x05Limit\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x10\n" +
+	"\x03per\x18\x02 \x01(\x03R\x03per\"0\n" +
+	"\x06Limits\x12&\n" +
+	"\x06limits\x18\x01 \x03(\v2\x0e.kekd.v1.LimitR\x06limits\"u\n" +
 	"\x13CreateTenantRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12#\n" +
@@ -2628,12 +2993,33 @@ const file_admin_proto_rawDesc = "" +
 	"\x13EnableTenantRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x89\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xb2\x01\n" +
 	"\x10SetTenantRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
-	"\rmax_staleness\x18\x03 \x01(\x03H\x00R\fmaxStaleness\x88\x01\x01B\x10\n" +
-	"\x0e_max_staleness\"\xf6\x01\n" +
+	"\rmax_staleness\x18\x03 \x01(\x03H\x00R\fmaxStaleness\x88\x01\x01\x12'\n" +
+	"\x06limits\x18\x04 \x01(\v2\x0f.kekd.v1.LimitsR\x06limitsB\x10\n" +
+	"\x0e_max_staleness\"(\n" +
+	"\x12WatchTenantRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xb6\x02\n" +
+	"\vTenantEvent\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04code\x18\x04 \x01(\tR\x04code\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\rR\aversion\x12\x18\n" +
+	"\aservice\x18\a \x01(\tR\aservice\x12'\n" +
+	"\x06caller\x18\b \x01(\v2\x0f.kekd.v1.CallerR\x06caller\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\n" +
+	" \x01(\tR\x06detail\x12\x1a\n" +
+	"\bsequence\x18\v \x01(\x04R\bsequence\x12\x16\n" +
+	"\x06missed\x18\f \x01(\x04R\x06missed\">\n" +
+	"\x06Caller\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\x05R\x03pid\"\xf6\x01\n" +
 	"\x03Key\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x0e\n" +
@@ -2712,13 +3098,14 @@ const file_admin_proto_rawDesc = "" +
 	"\x0fRequiredContext\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x88\x01\x01B\b\n" +
-	"\x06_value\"\xb8\x01\n" +
+	"\x06_value\"\xe0\x01\n" +
 	"\x04Rule\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12\x10\n" +
 	"\x03ops\x18\x03 \x03(\tR\x03ops\x12C\n" +
 	"\x10required_context\x18\x04 \x03(\v2\x18.kekd.v1.RequiredContextR\x0frequiredContext\x12%\n" +
-	"\x0erequire_reason\x18\x05 \x01(\bR\rrequireReason\"^\n" +
+	"\x0erequire_reason\x18\x05 \x01(\bR\rrequireReason\x12&\n" +
+	"\x06limits\x18\x06 \x03(\v2\x0e.kekd.v1.LimitR\x06limits\"^\n" +
 	"\x12AllowPolicyRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12!\n" +
 	"\x04rule\x18\x02 \x01(\v2\r.kekd.v1.RuleR\x04rule\"p\n" +
@@ -2762,7 +3149,7 @@ const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"AuditFault\x12\x14\n" +
 	"\x05where\x18\x01 \x01(\tR\x05where\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what2\xa5\v\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what2\xe9\v\n" +
 	"\fAdminService\x127\n" +
 	"\tGetStatus\x12\x19.kekd.v1.GetStatusRequest\x1a\x0f.kekd.v1.Status\x12=\n" +
 	"\fCreateTenant\x12\x1c.kekd.v1.CreateTenantRequest\x1a\x0f.kekd.v1.Tenant\x12H\n" +
@@ -2770,7 +3157,8 @@ const file_admin_proto_rawDesc = "" +
 	"\tGetTenant\x12\x19.kekd.v1.GetTenantRequest\x1a\x0f.kekd.v1.Tenant\x12?\n" +
 	"\rDisableTenant\x12\x1d.kekd.v1.DisableTenantRequest\x1a\x0f.kekd.v1.Tenant\x12=\n" +
 	"\fEnableTenant\x12\x1c.kekd.v1.EnableTenantRequest\x1a\x0f.kekd.v1.Tenant\x127\n" +
-	"\tSetTenant\x12\x19.kekd.v1.SetTenantRequest\x1a\x0f.kekd.v1.Tenant\x124\n" +
+	"\tSetTenant\x12\x19.kekd.v1.SetTenantRequest\x1a\x0f.kekd.v1.Tenant\x12B\n" +
+	"\vWatchTenant\x12\x1b.kekd.v1.WatchTenantRequest\x1a\x14.kekd.v1.TenantEvent0\x01\x124\n" +
 	"\tCreateKey\x12\x19.kekd.v1.CreateKeyRequest\x1a\f.kekd.v1.Key\x12?\n" +
 	"\bListKeys\x12\x18.kekd.v1.ListKeysRequest\x1a\x19.kekd.v1.ListKeysResponse\x12.\n" +
 	"\x06GetKey\x12\x16.kekd.v1.GetKeyRequest\x1a\f.kekd.v1.Key\x124\n" +
@@ -2799,115 +3187,127 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),          // 0: kekd.v1.GetStatusRequest
 	(*Status)(nil),                    // 1: kekd.v1.Status
 	(*HSMStatus)(nil),                 // 2: kekd.v1.HSMStatus
 	(*Tenant)(nil),                    // 3: kekd.v1.Tenant
-	(*CreateTenantRequest)(nil),       // 4: kekd.v1.CreateTenantRequest
-	(*ListTenantsRequest)(nil),        // 5: kekd.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),       // 6: kekd.v1.ListTenantsResponse
-	(*GetTenantRequest)(nil),          // 7: kekd.v1.GetTenantRequest
-	(*DisableTenantRequest)(nil),      // 8: kekd.v1.DisableTenantRequest
-	(*EnableTenantRequest)(nil),       // 9: kekd.v1.EnableTenantRequest
-	(*SetTenantRequest)(nil),          // 10: kekd.v1.SetTenantRequest
-	(*Key)(nil),                       // 11: kekd.v1.Key
-	(*KeyVersion)(nil),                // 12: kekd.v1.KeyVersion
-	(*KeyVersionRegion)(nil),          // 13: kekd.v1.KeyVersionRegion
-	(*CreateKeyRequest)(nil),          // 14: kekd.v1.CreateKeyRequest
-	(*ListKeysRequest)(nil),           // 15: kekd.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 16: kekd.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),             // 17: kekd.v1.GetKeyRequest
-	(*RotateKeyRequest)(nil),          // 18: kekd.v1.RotateKeyRequest
-	(*SetKeyRequest)(nil),             // 19: kekd.v1.SetKeyRequest
-	(*SetKeyVersionStateRequest)(nil), // 20: kekd.v1.SetKeyVersionStateRequest
-	(*Service)(nil),                   // 21: kekd.v1.Service
-	(*CreateServiceRequest)(nil),      // 22: kekd.v1.CreateServiceRequest
-	(*ListServicesRequest)(nil),       // 23: kekd.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 24: kekd.v1.ListServicesResponse
-	(*DeleteServiceRequest)(nil),      // 25: kekd.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),     // 26: kekd.v1.DeleteServiceResponse
-	(*RequiredContext)(nil),           // 27: kekd.v1.RequiredContext
-	(*Rule)(nil),                      // 28: kekd.v1.Rule
-	(*AllowPolicyRequest)(nil),        // 29: kekd.v1.AllowPolicyRequest
-	(*RevokePolicyRequest)(nil),       // 30: kekd.v1.RevokePolicyRequest
-	(*RevokePolicyResponse)(nil),      // 31: kekd.v1.RevokePolicyResponse
-	(*ListPoliciesRequest)(nil),       // 32: kekd.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),      // 33: kekd.v1.ListPoliciesResponse
-	(*ExplainPolicyRequest)(nil),      // 34: kekd.v1.ExplainPolicyRequest
-	(*ExplainPolicyResponse)(nil),     // 35: kekd.v1.ExplainPolicyResponse
-	(*TailAuditRequest)(nil),          // 36: kekd.v1.TailAuditRequest
-	(*AuditRecord)(nil),               // 37: kekd.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),        // 38: kekd.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),       // 39: kekd.v1.VerifyAuditResponse
-	(*AuditChain)(nil),                // 40: kekd.v1.AuditChain
-	(*AuditFault)(nil),                // 41: kekd.v1.AuditFault
-	(*ContextEntry)(nil),              // 42: kekd.v1.ContextEntry
+	(*Limit)(nil),                     // 4: kekd.v1.Limit
+	(*Limits)(nil),                    // 5: kekd.v1.Limits
+	(*CreateTenantRequest)(nil),       // 6: kekd.v1.CreateTenantRequest
+	(*ListTenantsRequest)(nil),        // 7: kekd.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),       // 8: kekd.v1.ListTenantsResponse
+	(*GetTenantRequest)(nil),          // 9: kekd.v1.GetTenantRequest
+	(*DisableTenantRequest)(nil),      // 10: kekd.v1.DisableTenantRequest
+	(*EnableTenantRequest)(nil),       // 11: kekd.v1.EnableTenantRequest
+	(*SetTenantRequest)(nil),          // 12: kekd.v1.SetTenantRequest
+	(*WatchTenantRequest)(nil),        // 13: kekd.v1.WatchTenantRequest
+	(*TenantEvent)(nil),               // 14: kekd.v1.TenantEvent
+	(*Caller)(nil),                    // 15: kekd.v1.Caller
+	(*Key)(nil),                       // 16: kekd.v1.Key
+	(*KeyVersion)(nil),                // 17: kekd.v1.KeyVersion
+	(*KeyVersionRegion)(nil),          // 18: kekd.v1.KeyVersionRegion
+	(*CreateKeyRequest)(nil),          // 19: kekd.v1.CreateKeyRequest
+	(*ListKeysRequest)(nil),           // 20: kekd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 21: kekd.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),             // 22: kekd.v1.GetKeyRequest
+	(*RotateKeyRequest)(nil),          // 23: kekd.v1.RotateKeyRequest
+	(*SetKeyRequest)(nil),             // 24: kekd.v1.SetKeyRequest
+	(*SetKeyVersionStateRequest)(nil), // 25: kekd.v1.SetKeyVersionStateRequest
+	(*Service)(nil),                   // 26: kekd.v1.Service
+	(*CreateServiceRequest)(nil),      // 27: kekd.v1.CreateServiceRequest
+	(*ListServicesRequest)(nil),       // 28: kekd.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 29: kekd.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),      // 30: kekd.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 31: kekd.v1.DeleteServiceResponse
+	(*RequiredContext)(nil),           // 32: kekd.v1.RequiredContext
+	(*Rule)(nil),                      // 33: kekd.v1.Rule
+	(*AllowPolicyRequest)(nil),        // 34: kekd.v1.AllowPolicyRequest
+	(*RevokePolicyRequest)(nil),       // 35: kekd.v1.RevokePolicyRequest
+	(*RevokePolicyResponse)(nil),      // 36: kekd.v1.RevokePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 37: kekd.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 38: kekd.v1.ListPoliciesResponse
+	(*ExplainPolicyRequest)(nil),      // 39: kekd.v1.ExplainPolicyRequest
+	(*ExplainPolicyResponse)(nil),     // 40: kekd.v1.ExplainPolicyResponse
+	(*TailAuditRequest)(nil),          // 41: kekd.v1.TailAuditRequest
+	(*AuditRecord)(nil),               // 42: kekd.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),        // 43: kekd.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),       // 44: kekd.v1.VerifyAuditResponse
+	(*AuditChain)(nil),                // 45: kekd.v1.AuditChain
+	(*AuditFault)(nil),                // 46: kekd.v1.AuditFault
+	(*ContextEntry)(nil),              // 47: kekd.v1.ContextEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	2,  // 0: kekd.v1.Status.hsm:type_name -> kekd.v1.HSMStatus
-	3,  // 1: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
-	12, // 2: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
-	13, // 3: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
-	11, // 4: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
-	21, // 5: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
-	27, // 6: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
-	28, // 7: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
-	28, // 8: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
-	42, // 9: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
-	28, // 10: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
-	40, // 11: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
-	41, // 12: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
-	0,  // 13: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
-	4,  // 14: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
-	5,  // 15: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
-	7,  // 16: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
-	8,  // 17: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
-	9,  // 18: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
-	10, // 19: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
-	14, // 20: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
-	15, // 21: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
-	17, // 22: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
-	18, // 23: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
-	19, // 24: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
-	20, // 25: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
-	22, // 26: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
-	23, // 27: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
-	25, // 28: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
-	29, // 29: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
-	30, // 30: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
-	32, // 31: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
-	34, // 32: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
-	36, // 33: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
-	38, // 34: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
-	1,  // 35: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
-	3,  // 36: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
-	6,  // 37: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
-	3,  // 38: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
-	3,  // 39: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
-	3,  // 40: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
-	3,  // 41: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
-	11, // 42: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
-	16, // 43: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
-	11, // 44: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
-	11, // 45: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
-	11, // 46: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
-	11, // 47: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
-	21, // 48: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
-	24, // 49: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
-	26, // 50: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
-	28, // 51: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
-	31, // 52: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
-	33, // 53: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
-	35, // 54: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
-	37, // 55: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
-	39, // 56: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
-	35, // [35:57] is the sub-list for method output_type
-	13, // [13:35] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	4,  // 1: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
+	4,  // 2: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
+	3,  // 3: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
+	5,  // 4: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
+	15, // 5: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
+	17, // 6: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
+	18, // 7: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
+	16, // 8: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
+	26, // 9: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
+	32, // 10: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
+	4,  // 11: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
+	33, // 12: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
+	33, // 13: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
+	47, // 14: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
+	33, // 15: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
+	45, // 16: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
+	46, // 17: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
+	0,  // 18: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
+	6,  // 19: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
+	7,  // 20: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
+	9,  // 21: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
+	10, // 22: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
+	11, // 23: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
+	12, // 24: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
+	13, // 25: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
+	19, // 26: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
+	20, // 27: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
+	22, // 28: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
+	23, // 29: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
+	24, // 30: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
+	25, // 31: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
+	27, // 32: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
+	28, // 33: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
+	30, // 34: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
+	34, // 35: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
+	35, // 36: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
+	37, // 37: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
+	39, // 38: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
+	41, // 39: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
+	43, // 40: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
+	1,  // 41: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
+	3,  // 42: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
+	8,  // 43: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
+	3,  // 44: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
+	3,  // 45: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
+	3,  // 46: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
+	3,  // 47: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
+	14, // 48: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
+	16, // 49: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
+	21, // 50: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
+	16, // 51: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
+	16, // 52: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
+	16, // 53: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
+	16, // 54: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
+	26, // 55: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
+	29, // 56: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
+	31, // 57: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
+	33, // 58: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
+	36, // 59: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
+	38, // 60: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
+	40, // 61: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
+	42, // 62: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
+	44, // 63: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
+	41, // [41:64] is the sub-list for method output_type
+	18, // [18:41] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -2916,18 +3316,18 @@ func file_admin_proto_init() {
 		return
 	}
 	file_key_proto_init()
-	file_admin_proto_msgTypes[10].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[19].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[21].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[22].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[12].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[24].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[26].OneofWrappers = []any{}
 	file_admin_proto_msgTypes[27].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[32].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

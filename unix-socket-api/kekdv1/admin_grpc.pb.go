@@ -28,6 +28,7 @@ const (
 	AdminService_DisableTenant_FullMethodName      = "/kekd.v1.AdminService/DisableTenant"
 	AdminService_EnableTenant_FullMethodName       = "/kekd.v1.AdminService/EnableTenant"
 	AdminService_SetTenant_FullMethodName          = "/kekd.v1.AdminService/SetTenant"
+	AdminService_WatchTenant_FullMethodName        = "/kekd.v1.AdminService/WatchTenant"
 	AdminService_CreateKey_FullMethodName          = "/kekd.v1.AdminService/CreateKey"
 	AdminService_ListKeys_FullMethodName           = "/kekd.v1.AdminService/ListKeys"
 	AdminService_GetKey_FullMethodName             = "/kekd.v1.AdminService/GetKey"
@@ -60,6 +61,10 @@ type AdminServiceClient interface {
 	DisableTenant(ctx context.Context, in *DisableTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
 	EnableTenant(ctx context.Context, in *EnableTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
 	SetTenant(ctx context.Context, in *SetTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
+	// WatchTenant sends what concerns a tenant on this node as it happens, from the call on: uses, refusals,
+	// limits that are hit, changes. The first event has the kind "watch". Who reads too slowly misses events,
+	// is told how many by one of the kind "missed", and holds up nobody.
+	WatchTenant(ctx context.Context, in *WatchTenantRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TenantEvent], error)
 	// CreateKey and RotateKey return when the node that answers can wrap under the new version.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*Key, error)
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
@@ -157,6 +162,25 @@ func (c *adminServiceClient) SetTenant(ctx context.Context, in *SetTenantRequest
 	}
 	return out, nil
 }
+
+func (c *adminServiceClient) WatchTenant(ctx context.Context, in *WatchTenantRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TenantEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_WatchTenant_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchTenantRequest, TenantEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchTenantClient = grpc.ServerStreamingClient[TenantEvent]
 
 func (c *adminServiceClient) CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*Key, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -290,7 +314,7 @@ func (c *adminServiceClient) ExplainPolicy(ctx context.Context, in *ExplainPolic
 
 func (c *adminServiceClient) TailAudit(ctx context.Context, in *TailAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditRecord], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_TailAudit_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_TailAudit_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -332,6 +356,10 @@ type AdminServiceServer interface {
 	DisableTenant(context.Context, *DisableTenantRequest) (*Tenant, error)
 	EnableTenant(context.Context, *EnableTenantRequest) (*Tenant, error)
 	SetTenant(context.Context, *SetTenantRequest) (*Tenant, error)
+	// WatchTenant sends what concerns a tenant on this node as it happens, from the call on: uses, refusals,
+	// limits that are hit, changes. The first event has the kind "watch". Who reads too slowly misses events,
+	// is told how many by one of the kind "missed", and holds up nobody.
+	WatchTenant(*WatchTenantRequest, grpc.ServerStreamingServer[TenantEvent]) error
 	// CreateKey and RotateKey return when the node that answers can wrap under the new version.
 	CreateKey(context.Context, *CreateKeyRequest) (*Key, error)
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
@@ -380,6 +408,9 @@ func (UnimplementedAdminServiceServer) EnableTenant(context.Context, *EnableTena
 }
 func (UnimplementedAdminServiceServer) SetTenant(context.Context, *SetTenantRequest) (*Tenant, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetTenant not implemented")
+}
+func (UnimplementedAdminServiceServer) WatchTenant(*WatchTenantRequest, grpc.ServerStreamingServer[TenantEvent]) error {
+	return status.Error(codes.Unimplemented, "method WatchTenant not implemented")
 }
 func (UnimplementedAdminServiceServer) CreateKey(context.Context, *CreateKeyRequest) (*Key, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateKey not implemented")
@@ -572,6 +603,17 @@ func _AdminService_SetTenant_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _AdminService_WatchTenant_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchTenantRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).WatchTenant(m, &grpc.GenericServerStream[WatchTenantRequest, TenantEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_WatchTenantServer = grpc.ServerStreamingServer[TenantEvent]
 
 func _AdminService_CreateKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateKeyRequest)
@@ -929,6 +971,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchTenant",
+			Handler:       _AdminService_WatchTenant_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "TailAudit",
 			Handler:       _AdminService_TailAudit_Handler,

@@ -958,7 +958,8 @@ type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // stable, as in ErrorInfo.reason
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	Hint          string                 `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"` // what to do next
+	Hint          string                 `protobuf:"bytes,3,opt,name=hint,proto3" json:"hint,omitempty"`                                // what to do next
+	RetryAfter    int64                  `protobuf:"varint,4,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"` // nanoseconds to wait; 0: not known. A unary call says it by a google.rpc.RetryInfo
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,6 +1013,13 @@ func (x *Error) GetHint() string {
 		return x.Hint
 	}
 	return ""
+}
+
+func (x *Error) GetRetryAfter() int64 {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return 0
 }
 
 var File_key_proto protoreflect.FileDescriptor
@@ -1084,11 +1092,13 @@ const file_key_proto_rawDesc = "" +
 	"\x11generate_data_key\x18\x03 \x01(\v2 .kekd.v1.GenerateDataKeyResponseH\x00R\x0fgenerateDataKey\x121\n" +
 	"\x06rewrap\x18\x04 \x01(\v2\x17.kekd.v1.RewrapResponseH\x00R\x06rewrap\x12&\n" +
 	"\x05error\x18\x05 \x01(\v2\x0e.kekd.v1.ErrorH\x00R\x05errorB\b\n" +
-	"\x06result\"I\n" +
+	"\x06result\"j\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2\x82\x03\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\x12\x1f\n" +
+	"\vretry_after\x18\x04 \x01(\x03R\n" +
+	"retryAfter2\x82\x03\n" +
 	"\n" +
 	"KeyService\x123\n" +
 	"\x04Wrap\x12\x14.kekd.v1.WrapRequest\x1a\x15.kekd.v1.WrapResponse\x129\n" +

@@ -979,6 +979,11 @@ func (m *Error) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.RetryAfter != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.RetryAfter))
+		i--
+		dAtA[i] = 0x20
+	}
 	if len(m.Hint) > 0 {
 		i -= len(m.Hint)
 		copy(dAtA[i:], m.Hint)
@@ -1429,6 +1434,9 @@ func (m *Error) SizeVT() (n int) {
 	l = len(m.Hint)
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.RetryAfter != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.RetryAfter))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -3660,6 +3668,25 @@ func (m *Error) UnmarshalVT(dAtA []byte) error {
 			}
 			m.Hint = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field RetryAfter", wireType)
+			}
+			m.RetryAfter = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.RetryAfter |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
