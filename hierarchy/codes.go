@@ -8,6 +8,9 @@ var codes = []struct {
 	err  error
 	code string
 }{
+	// First, since these may wrap the reason why the outcome is not known.
+	{ErrOutcomeUnknown, "OUTCOME_UNKNOWN"},
+	{ErrDRPending, "DR_PENDING"},
 	{ErrTenantDisabled, "TENANT_DISABLED"},
 	{ErrTenantSuspended, "TENANT_SUSPENDED"},
 	{ErrVersionDisabled, "KEY_VERSION_DISABLED"},
@@ -22,8 +25,6 @@ var codes = []struct {
 	{ErrCapacity, "CAPACITY"},
 	{ErrHSMUnavailable, "HSM_UNAVAILABLE"},
 	{ErrAuditUnavailable, "AUDIT_UNAVAILABLE"},
-	{ErrOutcomeUnknown, "OUTCOME_UNKNOWN"},
-	{ErrDRPending, "DR_PENDING"},
 	{ErrQuorumRequired, "QUORUM_REQUIRED"},
 	{ErrRateLimited, "RATE_LIMITED"},
 }

@@ -18,7 +18,7 @@ import (
 const (
 	CodeDeadlineExceeded = "DEADLINE_EXCEEDED"
 	CodeCanceled         = "CANCELLED" // as google.rpc.Code spells it
-	CodeInternal         = "INTERNAL"
+	CodeInternal         = hierarchy.CodeInternal
 	// CodeUnavailable means that nobody is there to ask. The daemon itself says so only while
 	// it stops.
 	CodeUnavailable = "UNAVAILABLE"
@@ -34,30 +34,35 @@ type entry struct {
 	hint     string // what to do next, unless the error brings a better one
 }
 
+// refusal is an entry of one of the hierarchy's errors, which have their names there.
+func refusal(sentinel error, grpc codes.Code, hint string) entry {
+	return entry{sentinel, grpc, hierarchy.Code(sentinel), hint}
+}
+
 // The first entry that fits counts. The hierarchy's own errors stand before those of contexts:
 // a command whose outcome is unknown because the deadline passed is OUTCOME_UNKNOWN.
 //
 // OUTCOME_UNKNOWN and DR_PENDING are gRPC's Unknown, because every other code tells some
 // client library that the call failed, or that it may be sent again as it is.
 var table = []entry{
-	{hierarchy.ErrOutcomeUnknown, codes.Unknown, "OUTCOME_UNKNOWN", "look at the present state before going on; a retry with the same idempotency ID is safe"},
-	{hierarchy.ErrDRPending, codes.Unknown, "DR_PENDING", "the command took effect here; look at `kekctl status` for the region that has not acknowledged it"},
-	{hierarchy.ErrTenantDisabled, codes.FailedPrecondition, "TENANT_DISABLED", "an operator disabled the tenant; `kekctl tenant show` says why, `kekctl tenant enable` ends it"},
-	{hierarchy.ErrTenantSuspended, codes.FailedPrecondition, "TENANT_SUSPENDED", "a forced promotion suspended the tenant; a quorum of operators releases it"},
-	{hierarchy.ErrVersionDisabled, codes.FailedPrecondition, "KEY_VERSION_DISABLED", "`kekctl key show` tells the version's state; rewrap what it sealed, or resume it"},
-	{hierarchy.ErrPermissionDenied, codes.PermissionDenied, "PERMISSION_DENIED", "an operator can see why with `kekctl policy explain`, and allow it with `kekctl policy allow`"},
-	{hierarchy.ErrContextMismatch, codes.InvalidArgument, "CONTEXT_MISMATCH", "give exactly the encryption context that the envelope was sealed with"},
-	{hierarchy.ErrEnvelopeInvalid, codes.InvalidArgument, "ENVELOPE_INVALID", "send the envelope as kekd gave it, in binary or in its text form kekd:v1:..."},
-	{hierarchy.ErrInvalidArgument, codes.InvalidArgument, "INVALID_ARGUMENT", "correct the request; it will not succeed as it is"},
-	{hierarchy.ErrNotFound, codes.NotFound, "NOT_FOUND", "check the name; `kekctl tenant list` and `kekctl key list` show what there is"},
-	{hierarchy.ErrAlreadyExists, codes.AlreadyExists, "ALREADY_EXISTS", "choose another name; names are never given twice"},
-	{hierarchy.ErrQuorumRequired, codes.FailedPrecondition, "QUORUM_REQUIRED", "propose it, and have the operators sign"},
-	{hierarchy.ErrFailedPrecondition, codes.FailedPrecondition, "FAILED_PRECONDITION", "look at the present state; the request does not fit it"},
-	{hierarchy.ErrStale, codes.Unavailable, "STALE", "retry, or ask another node; `kekctl status` says whether this one is fresh"},
-	{hierarchy.ErrCapacity, codes.ResourceExhausted, "CAPACITY", "make room; `kekctl status` shows what is full"},
-	{hierarchy.ErrRateLimited, codes.ResourceExhausted, "RATE_LIMITED", "slow down, and retry later"},
-	{hierarchy.ErrHSMUnavailable, codes.Unavailable, "HSM_UNAVAILABLE", "retry, or ask another node; `kekctl status` shows the token's fault"},
-	{hierarchy.ErrAuditUnavailable, codes.Unavailable, "AUDIT_UNAVAILABLE", "nothing is released without its audit record: see that the journal's disk is writable and has room"},
+	refusal(hierarchy.ErrOutcomeUnknown, codes.Unknown, "look at the present state before going on; a retry with the same idempotency ID is safe"),
+	refusal(hierarchy.ErrDRPending, codes.Unknown, "the command took effect here; look at `kekctl status` for the region that has not acknowledged it"),
+	refusal(hierarchy.ErrTenantDisabled, codes.FailedPrecondition, "an operator disabled the tenant; `kekctl tenant show` says why, `kekctl tenant enable` ends it"),
+	refusal(hierarchy.ErrTenantSuspended, codes.FailedPrecondition, "a forced promotion suspended the tenant; a quorum of operators releases it"),
+	refusal(hierarchy.ErrVersionDisabled, codes.FailedPrecondition, "`kekctl key show` tells the version's state; rewrap what it sealed, or resume it"),
+	refusal(hierarchy.ErrPermissionDenied, codes.PermissionDenied, "an operator can see why with `kekctl policy explain`, and allow it with `kekctl policy allow`"),
+	refusal(hierarchy.ErrContextMismatch, codes.InvalidArgument, "give exactly the encryption context that the envelope was sealed with"),
+	refusal(hierarchy.ErrEnvelopeInvalid, codes.InvalidArgument, "send the envelope as kekd gave it, in binary or in its text form kekd:v1:..."),
+	refusal(hierarchy.ErrInvalidArgument, codes.InvalidArgument, "correct the request; it will not succeed as it is"),
+	refusal(hierarchy.ErrNotFound, codes.NotFound, "check the name; `kekctl tenant list` and `kekctl key list` show what there is"),
+	refusal(hierarchy.ErrAlreadyExists, codes.AlreadyExists, "choose another name; names are never given twice"),
+	refusal(hierarchy.ErrQuorumRequired, codes.FailedPrecondition, "propose it, and have the operators sign"),
+	refusal(hierarchy.ErrFailedPrecondition, codes.FailedPrecondition, "look at the present state; the request does not fit it"),
+	refusal(hierarchy.ErrStale, codes.Unavailable, "retry, or ask another node; `kekctl status` says whether this one is fresh"),
+	refusal(hierarchy.ErrCapacity, codes.ResourceExhausted, "make room; `kekctl status` shows what is full"),
+	refusal(hierarchy.ErrRateLimited, codes.ResourceExhausted, "slow down, and retry later"),
+	refusal(hierarchy.ErrHSMUnavailable, codes.Unavailable, "retry, or ask another node; `kekctl status` shows the token's fault"),
+	refusal(hierarchy.ErrAuditUnavailable, codes.Unavailable, "nothing is released without its audit record: see that the journal's disk is writable and has room"),
 	{ErrUnavailable, codes.Unavailable, CodeUnavailable, "retry when it is up again, or ask another node"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, CodeDeadlineExceeded, "retry with a longer deadline; if it stays so, `kekctl status` shows what is slow"},
 	{context.Canceled, codes.Canceled, CodeCanceled, ""},
