@@ -88,8 +88,10 @@ func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Reques
 			continue
 		}
 		op := &ops[it.asked-1]
-		if it.err = tokenError(op.Err); it.err == nil {
-			it.err = recheck(first, second, who, it)
+		// The hierarchy's word goes first: what was disabled meanwhile may be latched already, and
+		// the token then says no more than that it refuses.
+		if it.err = recheck(first, second, who, it); it.err == nil {
+			it.err = tokenError(op.Err)
 		}
 		if it.err == nil {
 			it.err = c.respond(it, op, &resps[i])

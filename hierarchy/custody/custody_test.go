@@ -256,6 +256,15 @@ func TestDisabledMeanwhile(t *testing.T) {
 	}
 }
 
+// A disable also latches the key. Who is in the middle is told why, and not that the token is sick.
+func TestLatchedMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	w.token.err = hsm.ErrKeyLatched
+	w.token.during = func() { w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED) }
+	wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), hierarchy.ErrTenantDisabled)
+}
+
 // A rotation in the middle takes nothing away: what the retired version sealed opens.
 func TestRotatedMeanwhile(t *testing.T) {
 	w := newWorld(t)
