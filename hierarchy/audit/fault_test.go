@@ -268,6 +268,9 @@ func TestDiskHangs(t *testing.T) {
 		if !errors.Is(err, hierarchy.ErrAuditUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("append number %d: got %v", n, err)
 		}
+		if n > 20 { // 18 such batches have 8 MiB
+			t.Errorf("%d batches were taken while nothing was written", n)
+		}
 		time.Sleep(5 * time.Second)
 		if err := r.j.Healthy(); !errors.Is(err, hierarchy.ErrAuditUnavailable) {
 			t.Errorf("after six seconds: %v", err)
@@ -303,4 +306,71 @@ func TestCloseDoesNotWaitForAHungDisk(t *testing.T) {
 	if err := r.j.Close(ctx); !errors.Is(err, hierarchy.ErrAuditUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// steps is a disk whose every sync waits to be let go.
+type steps struct {
+	began, let chan struct{}
+}
+
+func (s *steps) wrap(f audit.File) audit.File { return &steppedFile{f, s} }
+
+type steppedFile struct {
+	audit.File
+	s *steps
+}
+
+func (f *steppedFile) Datasync() error {
+	f.s.began <- struct{}{}
+	<-f.s.let
+	return f.File.Datasync()
+}
+
+// TestDurableIsWhatWasSynced appends while a sync is under way: that sync says nothing of what
+// came after it began, neither to who waits nor to who reads.
+func TestDurableIsWhatWasSynced(t *testing.T) {
+	r := newRig(t)
+	r.close()
+	s := &steps{began: make(chan struct{}), let: make(chan struct{})}
+	r.opts = r.opts.WithFiles(s.wrap)
+	go func() { <-s.began; s.let <- struct{}{} }() // Open writes the tail again
+	r.open()
+
+	one, err := r.j.Append(r.ctx(), []audit.Record{unwrap(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-s.began
+	two, err := r.j.Append(r.ctx(), []audit.Record{unwrap(2)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.let <- struct{}{}
+	if err := r.j.Wait(r.ctx(), one); err != nil {
+		t.Fatal(err)
+	}
+	<-s.began // of the second: it is written, and not durable
+	if st := r.j.Status(); st.Durable != one.Sequence || st.Sequence != two.Sequence {
+		t.Errorf("status %+v, want durable to %d of %d", st, one.Sequence, two.Sequence)
+	}
+	if tail, err := r.j.Tail(r.ctx(), tenant(2), 1); err != nil || len(tail) != 0 {
+		t.Errorf("what is not durable is shown: %d lines, %v", len(tail), err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := r.j.Wait(ctx, two); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waiting for the second: %v", err)
+	}
+	s.let <- struct{}{}
+	if err := r.j.Wait(r.ctx(), two); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for range s.began { // the closing checkpoint's
+			s.let <- struct{}{}
+		}
+	}()
+	r.close()
+	close(s.began)
+	r.mustVerify()
 }

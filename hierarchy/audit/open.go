@@ -129,7 +129,7 @@ func Open(dir string, opts Options) (*Journal, error) {
 	j.pending = newGroup(j.cur, j.off, nil)
 
 	go j.flusher()
-	go j.sealer()
+	go j.sealer(j.lastData > j.signed)
 	go j.preparer()
 	for _, detail := range cuts {
 		opts.Log.Warn("audit journal: recovered", "detail", detail)

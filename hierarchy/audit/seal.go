@@ -50,12 +50,13 @@ func (j *Journal) Seal(ctx context.Context, rec Record) (Checkpoint, error) {
 
 // sealer signs heads. Signing may take long, and hang with the HSM: nothing waits for it but
 // who asked for a signature.
-func (j *Journal) sealer() {
+func (j *Journal) sealer(due bool) {
 	defer close(j.sealerDone)
 	defer close(j.checkpoints)
 	ticker := time.NewTicker(j.opts.CheckpointInterval)
 	defer ticker.Stop()
-	due := true      // the head is to be signed if it is new: at first, when the ticker says so, and at the end
+	// due: the head is to be signed if it is new. So it is when the ticker says so, in the end, and
+	// at first if an earlier run left it unsigned.
 	resting := false // after a failure, until the ticker says so
 	for stopping := false; ; {
 		for {
@@ -71,6 +72,7 @@ func (j *Journal) sealer() {
 			}
 			resting = resting || err != nil
 		}
+		due = false
 		if stopping {
 			return
 		}

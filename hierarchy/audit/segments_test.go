@@ -103,9 +103,6 @@ func TestTail(t *testing.T) {
 // TestManyTenants opens a journal of 10,000 tenants: their heads come from the header of the
 // last segment, not from all segments.
 func TestManyTenants(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes 30 MB")
-	}
 	r := newRig(t, func(o *audit.Options) { o.SegmentSize = 8 << 20 })
 	const tenants = 10_000
 	batch := make([]audit.Record, 0, audit.MaxAppend)

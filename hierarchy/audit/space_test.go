@@ -53,6 +53,10 @@ func TestDiskIsFull(t *testing.T) {
 	if !errors.Is(r.j.Status().SpaceErr, syscall.ENOSPC) {
 		t.Errorf("status: %+v", r.j.Status())
 	}
+	eventually(t, "the room that was not enough is given back", func() bool {
+		_, err := os.Stat(filepath.Join(r.dir, "next"))
+		return errors.Is(err, os.ErrNotExist)
+	})
 	if acked < 100 {
 		t.Errorf("only %d records went in", acked)
 	}

@@ -253,6 +253,7 @@ func TestFaultsHaveTheirName(t *testing.T) {
 		"truncated":       {edit: func(f map[string][]string) { f[last] = f[last][:len(f[last])-2] }, anchors: e.anchors, want: audit.FaultTruncated},
 		"checkpoint gone": {edit: func(f map[string][]string) { f[last] = f[last][:len(f[last])-1] }, anchors: e.anchors, want: audit.FaultCheckpoint},
 		"foreign anchor":  {edit: func(map[string][]string) {}, anchors: []audit.Checkpoint{foreign}, want: audit.FaultForeign},
+		"forked anchor":   {edit: func(map[string][]string) {}, anchors: []audit.Checkpoint{e.sign(17, audit.Hash{1})}, want: audit.FaultForked},
 		"unsigned anchor": {edit: func(map[string][]string) {}, anchors: []audit.Checkpoint{{Cluster: e.opts.Cluster, Node: e.opts.Node, Sequence: 5}}, want: audit.FaultSignature},
 		"signature": {edit: func(f map[string][]string) {
 			n := len(f[last]) - 1
