@@ -51,6 +51,14 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 		return err
 	}
 	harden(false)
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return err
+	}
+	lock, err := lockDataDir(c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	n, err := startNode(c)
 	if err != nil {
 		return err
@@ -84,9 +92,6 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 
 // startNode draws the identifiers, or takes those of an init that was interrupted.
 func startNode(c config) (nodeFile, error) {
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return nodeFile{}, err
-	}
 	n, err := readNode(c.DataDir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kekd/kekd/hierarchy"
 )
@@ -42,6 +46,30 @@ func readNode(dataDir string) (nodeFile, error) {
 		return n, fmt.Errorf("%s has format %d, this kekd knows 1: use a newer kekd", nodePath(dataDir), n.Format)
 	}
 	return n, nil
+}
+
+// lockDataDir keeps other processes out of the data directory, before they touch the token or
+// anything else of the node. The kernel ends the lock with the process.
+func lockDataDir(dataDir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dataDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		holder, _ := io.ReadAll(io.LimitReader(f, 32))
+		err = fmt.Errorf("another process uses %s: PID %s", dataDir, bytes.TrimSpace(holder))
+	} else if err == nil {
+		err = f.Truncate(0)
+		if err == nil {
+			_, err = fmt.Fprintln(f, os.Getpid())
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // loadNode reads the file of an initialised node that the configuration fits.

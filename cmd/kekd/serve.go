@@ -85,8 +85,14 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	if err != nil {
 		return err
 	}
+	lock, err := lockDataDir(c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // after all else has stopped
 	n := &node{config: c, self: self, log: log.With("node", self.Node)}
 	n.warnings = harden(c.LockMemory)
+	tuneGC()
 	for _, w := range n.warnings {
 		n.log.Warn(w)
 	}
