@@ -34,8 +34,8 @@ type node struct {
 	commands []*commandpb.Command
 	records  []socketapi.AdminRecord
 
-	proposeErr func(*commandpb.Command) error // after the command took effect
-	mintErr    error                          // nothing is minted
+	proposeErr func(context.Context, *commandpb.Command) error // after the command took effect
+	mintErr    error                                           // nothing is minted
 	auditErr   func(socketapi.AdminRecord) error
 	waited     []uint32
 }
@@ -46,13 +46,13 @@ func (n *node) State() *state.State {
 	return n.state
 }
 
-func (n *node) Propose(_ context.Context, c *commandpb.Command) (state.Result, error) {
+func (n *node) Propose(ctx context.Context, c *commandpb.Command) (state.Result, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r := n.apply(c)
 	n.commands = append(n.commands, c)
 	if n.proposeErr != nil {
-		if err := n.proposeErr(c); err != nil {
+		if err := n.proposeErr(ctx, c); err != nil {
 			return state.Result{}, err
 		}
 	}

@@ -297,10 +297,10 @@ func TestNoRecordNoChange(t *testing.T) {
 func TestOutcomeIsRecordedThoughTheCallerLeft(t *testing.T) {
 	api, n := newAdmin(t)
 	ctx, cancel := context.WithCancel(soon(t))
-	n.proposeErr = func(*commandpb.Command) error {
+	n.proposeErr = func(served context.Context, _ *commandpb.Command) error {
 		cancel()
-		<-ctx.Done()
-		return fmt.Errorf("%w: %w", hierarchy.ErrOutcomeUnknown, ctx.Err())
+		<-served.Done() // the daemon has heard of it
+		return fmt.Errorf("%w: %w", hierarchy.ErrOutcomeUnknown, served.Err())
 	}
 	if _, err := api.CreateTenant(ctx, &kekdv1.CreateTenantRequest{Name: "beta"}); err == nil {
 		t.Error("no error")
@@ -320,7 +320,7 @@ func TestOutcomeIsRecordedThoughTheCallerLeft(t *testing.T) {
 func TestRetry(t *testing.T) {
 	api, n := newAdmin(t)
 	lose := func() {
-		n.proposeErr = func(*commandpb.Command) error {
+		n.proposeErr = func(context.Context, *commandpb.Command) error {
 			n.proposeErr = nil
 			return hierarchy.ErrOutcomeUnknown
 		}
@@ -374,7 +374,7 @@ func TestRetry(t *testing.T) {
 // TestRetryWithTheDaemonsID: who gave no ID learns the daemon's, and retries with that.
 func TestRetryWithTheDaemonsID(t *testing.T) {
 	api, n := newAdmin(t)
-	n.proposeErr = func(*commandpb.Command) error {
+	n.proposeErr = func(context.Context, *commandpb.Command) error {
 		n.proposeErr = nil
 		return hierarchy.ErrOutcomeUnknown
 	}
@@ -442,17 +442,19 @@ func TestAdminsAlone(t *testing.T) {
 		{54321, 54321, []uint32{54399, 54401}, "PERMISSION_DENIED"},
 		{54321, 0, nil, "PERMISSION_DENIED"},
 	} {
-		pid, got := callAs(t, "status", s.path, test.uid, test.gid, test.groups...)
-		if got != test.want {
-			t.Errorf("%+v: %s", test, got)
-		}
-		var want []socketapi.AdminRecord
-		if test.want != "OK" {
-			want = []socketapi.AdminRecord{{Kind: "admin-call", Outcome: socketapi.AdminDenied, Code: "PERMISSION_DENIED", Detail: "GetStatus",
-				Caller: hierarchy.Principal{UID: test.uid, GID: test.gid, PID: pid}}}
-		}
-		if diff := cmp.Diff(want, n.last(), cmpopts.EquateEmpty()); diff != "" {
-			t.Error(diff)
+		for kind, method := range map[string]string{"status": "GetStatus", "tail": "TailAudit"} {
+			pid, got := callAs(t, kind, s.path, test.uid, test.gid, test.groups...)
+			if got != test.want {
+				t.Errorf("%s by %+v: %s", kind, test, got)
+			}
+			var want []socketapi.AdminRecord
+			if test.want != "OK" {
+				want = []socketapi.AdminRecord{{Kind: "admin-call", Outcome: socketapi.AdminDenied, Code: "PERMISSION_DENIED", Detail: method,
+					Caller: hierarchy.Principal{UID: test.uid, GID: test.gid, PID: pid}}}
+			}
+			if diff := cmp.Diff(want, n.last(), cmpopts.EquateEmpty()); diff != "" {
+				t.Error(diff)
+			}
 		}
 	}
 	if _, err := grpc_health_v1.NewHealthClient(conn).Check(soon(t), &grpc_health_v1.HealthCheckRequest{}); err != nil {

@@ -152,6 +152,32 @@ func TestListenLeavesALivingSocket(t *testing.T) {
 	c.Close()
 }
 
+// TestListenLeavesABusySocket: a daemon with a full backlog answers nobody, and lives.
+func TestListenLeavesABusySocket(t *testing.T) {
+	path := filepath.Join(socketDir(t), "s")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for { // until nobody is let in any more
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		defer c.Close()
+	}
+	if _, err := socketapi.Listen(path, 0o660, -1); !errors.Is(err, hierarchy.ErrAlreadyExists) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("its socket is gone: %v", err)
+	}
+}
+
 func TestListenLeavesOtherFiles(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {

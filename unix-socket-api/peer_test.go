@@ -37,6 +37,14 @@ func child(call string) int {
 		if c, _, err = client.DialAdmin(path); err == nil {
 			_, err = c.GetStatus(ctx, &kekdv1.GetStatusRequest{})
 		}
+	case "tail":
+		var c kekdv1.AdminServiceClient
+		if c, _, err = client.DialAdmin(path); err == nil {
+			var tail kekdv1.AdminService_TailAuditClient
+			if tail, err = c.TailAudit(ctx, &kekdv1.TailAuditRequest{}); err == nil {
+				_, err = tail.Recv()
+			}
+		}
 	}
 	fmt.Printf("%d %s", os.Getpid(), code(err))
 	return 0

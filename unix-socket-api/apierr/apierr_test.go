@@ -15,8 +15,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/unix-socket-api/apierr"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // promised are the codes that scripts rely on: an entry here is never changed.
@@ -148,8 +150,17 @@ func TestInternalTellsNothing(t *testing.T) {
 func TestHostileText(t *testing.T) {
 	for _, text := range []string{"\xff\xfe", strings.Repeat("x", 1<<20), strings.Repeat("\xc3\xa9", 1<<10), "a\x00b\r\n"} {
 		sent := apierr.From(fmt.Errorf("%w: %s", hierarchy.ErrInvalidArgument, text))
+		wire, err := proto.Marshal(sent.GRPCStatus().Proto()) // it refuses what is not UTF-8
+		if err != nil {
+			t.Errorf("%.20q: %v", text, err)
+			continue
+		}
+		received := new(spb.Status)
+		if err := proto.Unmarshal(wire, received); err != nil {
+			t.Fatal(err)
+		}
 		var got *apierr.Error
-		if !errors.As(apierr.FromStatus(sent.GRPCStatus().Err()), &got) || got.Code != "INVALID_ARGUMENT" || got.Hint == "" {
+		if !errors.As(apierr.FromStatus(status.ErrorProto(received)), &got) || got.Code != "INVALID_ARGUMENT" || got.Hint == "" {
 			t.Errorf("%.20q: details are lost: %v", text, got)
 		}
 		if len(got.Message) > 2<<10 {

@@ -165,8 +165,15 @@ func TestCallersTravelTogether(t *testing.T) {
 	for i := 1; i < n; i++ {
 		call(i)
 	}
-	for range 3 {
-		<-first
+	// Until the daemon answers, few messages are sent: how many depends on how fast calls come.
+	for end := time.Now().Add(10 * time.Second); d.messages.Load() < 4 && d.ops.Load() < n; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d operations in %d messages have come", d.ops.Load(), d.messages.Load())
+		}
+	}
+	time.Sleep(50 * time.Millisecond) // for what must not come
+	if m := d.messages.Load(); m > 4 {
+		t.Errorf("%d messages are under way", m)
 	}
 	close(release)
 	calls.Wait()
@@ -426,6 +433,30 @@ func TestWhyItCannotBeReached(t *testing.T) {
 				t.Errorf("%s, %d: %q, hint %q", path, i, e.Message, e.Hint)
 			}
 		}
+	}
+}
+
+// TestReachedAfterAll: what kept it from being reached once is not the reason of later failures.
+func TestReachedAfterAll(t *testing.T) {
+	path := filepath.Join(socketDir(t), "s")
+	c := dial(t, path)
+	if _, err := unwrap(soon(t), c, "x"); err == nil || !strings.Contains(err.Error(), "cannot reach") {
+		t.Fatalf("nobody is there: %v", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	tries := new(atomic.Int64)
+	kekdv1.RegisterKeyServiceServer(s, &breaking{tries: tries})
+	go s.Serve(l)
+	defer s.Stop()
+	for tries.Load() == 0 {
+		_, err = unwrap(soon(t), c, "x")
+	}
+	if !errors.Is(err, client.ErrUnavailable) || strings.Contains(err.Error(), "cannot reach") {
+		t.Errorf("somebody is there: %v", err)
 	}
 }
 
