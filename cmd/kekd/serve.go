@@ -140,10 +140,12 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	begun := []audit.Record{{Kind: "start", Outcome: audit.OutcomeOK, Detail: "kekd " + version()}}
 	if !repaired.Empty() {
-		if _, err := n.journal.Write(ctx, []audit.Record{{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()}}); err != nil {
-			return err
-		}
+		begun = append(begun, audit.Record{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()})
+	}
+	if _, err := n.journal.Write(ctx, begun); err != nil {
+		return err
 	}
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.self.NodeID.String()))
 	n.raft, err = cluster.Open(cluster.Config{Dir: raftDir(n.config.DataDir), Transport: transport, Logger: n.log})
@@ -296,6 +298,9 @@ func (n *node) stop() error {
 	}
 	// The journal's last checkpoint is anchored while there is a Raft node to do it.
 	if n.journal != nil {
+		if _, err := n.journal.Write(ctx, []audit.Record{{Kind: "stop", Outcome: audit.OutcomeOK}}); err != nil {
+			n.log.Warn("the stop is not in the audit journal", "error", err)
+		}
 		errs = append(errs, n.journal.Close(ctx))
 		if n.anchored != nil {
 			select {
