@@ -18,6 +18,7 @@ import (
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/hsmtest"
 	"github.com/kekd/kekd/hsm/worker"
+	"github.com/kekd/kekd/softhsm-tests/faultmodule"
 )
 
 // cpu is the processor time of this process and of the pool's workers, in nanoseconds.
@@ -53,22 +54,33 @@ func measure(b *testing.B, p *worker.Pool, run func(n int) int) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkUnwrap compares a loop of C_DecryptInit and C_Decrypt on a session copy, in this
-// process, with operations through workers.
+// BenchmarkUnwrap compares a loop of C_DecryptInit and C_Decrypt on a session copy with operations
+// through a token in this process, through one worker, and through two.
 func BenchmarkUnwrap(b *testing.B) {
+	c := kept(b)
+	setup := openPool(b, worker.Config{Command: commandOf(b, c), Workers: 1})
+	s := mint(b, setup, acme, 1)
+	must(b, setup.Close(soon(b)))
+
+	b.Run("raw", func(b *testing.B) { benchmarkRaw(b, s) })
+	b.Run("inprocess", func(b *testing.B) {
+		backend, err := c.open(soon(b), worker.RoleServer, []byte(hsmtest.UserPIN))
+		must(b, err)
+		defer backend.Close(soon(b))
+		benchmarkToken(b, backend.Token, nil, s)
+	})
 	for _, workers := range []int{1, 2} {
-		b.Run(fmt.Sprintf("workers%d", workers), func(b *testing.B) { benchmarkPool(b, workers) })
+		b.Run(fmt.Sprintf("workers%d", workers), func(b *testing.B) {
+			p := openPool(b, worker.Config{Command: commandOf(b, c), Workers: workers})
+			benchmarkToken(b, p, p, s)
+		})
 	}
 }
 
-func benchmarkPool(b *testing.B, workers int) {
-	c := kept(b)
-	p := openPool(b, worker.Config{Command: commandOf(b, c), Workers: workers})
-	s := mint(b, p, acme, 1)
+func benchmarkToken(b *testing.B, token hsm.Token, p *worker.Pool, s sample) {
 	for range 50 { // warm, on each worker
-		s.do(b, p, 256)
+		s.do(b, token, 256)
 	}
-	b.Run("rawcopy", func(b *testing.B) { benchmarkRaw(b, s) })
 	for _, flight := range []int{1, 4} {
 		b.Run(fmt.Sprintf("batch1024x%d", flight), func(b *testing.B) {
 			measure(b, p, func(n int) int {
@@ -79,7 +91,7 @@ func benchmarkPool(b *testing.B, workers int) {
 					wg.Go(func() {
 						ops := s.unwraps(1024)
 						for left.Add(-1024) > -1024 {
-							p.Do(context.Background(), ops)
+							token.Do(context.Background(), ops)
 							if n, err := s.wrong(ops); n > 0 {
 								b.Error(n, err)
 								return
@@ -107,7 +119,7 @@ func benchmarkPool(b *testing.B, workers int) {
 						ops := s.unwraps(1)
 						for left.Add(-1) >= 0 {
 							from := time.Now()
-							p.Do(context.Background(), ops)
+							token.Do(context.Background(), ops)
 							mine = append(mine, time.Since(from))
 							if n, err := s.wrong(ops); n > 0 {
 								b.Error(n, err)
@@ -128,6 +140,35 @@ func benchmarkPool(b *testing.B, workers int) {
 	}
 }
 
+// BenchmarkNetwork runs through a network HSM that takes 1 ms and does 16 things at once: 16,000
+// operations a second are its ceiling.
+func BenchmarkNetwork(b *testing.B) {
+	m := faultmodule.New(b)
+	c := kept(b)
+	c.Module, c.Parallel = m.Path, 16
+	p := openPool(b, worker.Config{Command: commandOf(b, c, m.Env()...)})
+	s := mint(b, p, acme, 1)
+	s.do(b, p, 256)
+	m.Control.Set(faultmodule.NetworkHSM().Rules...)
+	for _, callers := range []int{4, 64} {
+		b.Run(fmt.Sprintf("callers%dx%d", callers, 256/callers), func(b *testing.B) {
+			measure(b, p, func(n int) int {
+				var ran atomic.Int64
+				var wg sync.WaitGroup
+				for range callers {
+					wg.Go(func() {
+						for ran.Add(int64(256/callers)) <= int64(n) {
+							s.do(b, p, 256/callers)
+						}
+					})
+				}
+				wg.Wait()
+				return n
+			})
+		})
+	}
+}
+
 func quantile(d []time.Duration, q float64) time.Duration {
 	if len(d) == 0 {
 		return 0
@@ -136,7 +177,7 @@ func quantile(d []time.Duration, q float64) time.Duration {
 	return d[int(q*float64(len(d)-1))]
 }
 
-func (s sample) do(b testing.TB, p *worker.Pool, n int) {
+func (s sample) do(b testing.TB, p hsm.Token, n int) {
 	b.Helper()
 	ops := s.unwraps(n)
 	p.Do(soon(b), ops)
@@ -172,5 +213,3 @@ func benchmarkRaw(b *testing.B, s sample) {
 		return n
 	})
 }
-
-var _ hsm.Token = (*worker.Pool)(nil)

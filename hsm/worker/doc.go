@@ -24,8 +24,8 @@
 // up, and no lane can fill the queue for the others.
 //
 // No worker outlives its daemon: the kernel kills it (PDEATHSIG), and the end of the socket
-// ends it. Buffers that held data keys are wiped on both sides; what the kernel holds between
-// two processes is out of reach.
+// ends it. Buffers that held data keys are wiped on both sides. What the kernel holds between
+// two processes is out of reach, and so is what Go saves of registers when it preempts.
 //
 // # What it leaves to others
 //

@@ -231,7 +231,7 @@ func TestForgetUnderLoad(t *testing.T) {
 
 // TestForgetHanging: a worker that hangs has forgotten when it is dead.
 func TestForgetHanging(t *testing.T) {
-	p := openPool(t, worker.Config{Command: commandOf(t, workerConfig{Kind: "fake"}), Workers: 2, ForgetTimeout: 100 * time.Millisecond})
+	p := openPool(t, worker.Config{Command: commandOf(t, workerConfig{Kind: "fake"}), Workers: 2, ForgetTimeout: 100 * time.Millisecond, HangTimeout: time.Hour})
 	pid := p.Workers()[1].PID
 	freeze(t, pid)
 	if err := p.Forget(within(t, 10*time.Millisecond), []hierarchy.ObjectID{{1}}); !errors.Is(err, hsm.ErrDeadline) {
@@ -275,6 +275,46 @@ func TestBusy(t *testing.T) {
 	wg.Wait()
 	if busy == 0 || done == 0 || busy+done != 3600 {
 		t.Errorf("%d operations were refused, %d done, of 3600", busy, done)
+	}
+}
+
+// TestWithdrawn: what its caller has given up takes no room in the queue.
+func TestWithdrawn(t *testing.T) {
+	p := openPool(t, worker.Config{Command: commandOf(t, workerConfig{Kind: "fake"}), Workers: 1, LaneLimit: 300})
+	pid := p.Workers()[0].PID
+	freeze(t, pid)
+	ops := make([]hsm.Operation, 300)
+	for range 5 {
+		for i := range ops {
+			ops[i] = fakeSeal(acme, []byte("x"))
+		}
+		p.Do(within(t, 10*time.Millisecond), ops)
+		for i := range ops {
+			if !errors.Is(ops[i].Err, hsm.ErrDeadline) {
+				t.Fatalf("operation %d: %v, want ErrDeadline", i, ops[i].Err)
+			}
+		}
+	}
+	signal(t, pid, syscall.SIGCONT)
+}
+
+// TestAgreementGivenUp: a pair whose caller has not heard of it is ended all the same.
+func TestAgreementGivenUp(t *testing.T) {
+	c, m := faulty(t)
+	p := openPool(t, worker.Config{Command: commandOf(t, c, m.Env()...), Workers: 1})
+	_, err := p.Info(soon(t)) // which tries agreements
+	must(t, err)
+	made, destroyed := m.Counters.Calls("C_GenerateKeyPair"), m.Counters.Calls("C_DestroyObject")
+	freeze(t, p.Workers()[0].PID)
+	if _, err := p.BeginAgreement(within(t, 50*time.Millisecond)); !errors.Is(err, hsm.ErrDeadline) {
+		t.Errorf("begin: %v, want ErrDeadline", err)
+	}
+	signal(t, p.Workers()[0].PID, syscall.SIGCONT)
+	_, err = p.List(soon(t)) // comes after it
+	must(t, err)
+	made, destroyed = m.Counters.Calls("C_GenerateKeyPair")-made, m.Counters.Calls("C_DestroyObject")-destroyed
+	if made != 1 || destroyed != 2 {
+		t.Errorf("%d pairs made, %d halves destroyed; want 1 and 2", made, destroyed)
 	}
 }
 

@@ -13,10 +13,7 @@ const (
 	// heavy is the cost in flight to a worker from which on a lane that is new is given a frame
 	// beyond the usual: what is ahead of it takes longer than the frame costs.
 	heavy = 32
-	// suspectGroup is how many operations that a worker has ended with are tried again
-	// together.
-	suspectGroup = 16
-	// triesLimit is how many workers may end with an operation.
+	// triesLimit is how many workers may end with an operation, unless somebody has killed them.
 	triesLimit = 3
 )
 
@@ -69,8 +66,8 @@ func (p *Pool) feed(buf []piece) (*worker, []piece) {
 	}
 	draining := (*worker)(nil)
 	if len(p.queue.again) > 0 {
-		// What a worker has ended with is run alone, so that nobody else's operations share
-		// its fate once more: first in small groups, then one by one.
+		// What a worker has ended with is run apart from all else, so that nothing new shares its
+		// fate: first together, since most often none of it was to blame, then one by one.
 		w := p.idlest(func(w *worker) bool { return !w.suspect })
 		if w != nil && w.load == 0 && !w.sending {
 			w.suspect = true
@@ -155,7 +152,7 @@ func (q *queue) appeals(buf []piece) []piece {
 
 // suspects takes what is to be tried again together.
 func (q *queue) suspects(buf []piece) []piece {
-	n := min(len(q.again), suspectGroup)
+	n := min(len(q.again), frameCost)
 	if q.again[0].tries >= triesLimit-1 {
 		n = 1
 	}
@@ -239,7 +236,7 @@ func (w *worker) send(pieces []piece, ids []uint32) {
 	w.out.end(b)
 }
 
-// results hands over what a frame of results holds.
+// results hands over what a frame of results holds. The caller pumps.
 func (w *worker) results(frame []byte) error {
 	w.got, w.landed = w.got[:0], w.landed[:0]
 	d := decoder{b: frame}
@@ -291,6 +288,5 @@ func (w *worker) results(frame []byte) error {
 	h.release()
 	clear(w.got)
 	clear(w.landed)
-	w.p.pump()
 	return err
 }

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/identity"
 	"github.com/kekd/kekd/hsm/pkcs11"
@@ -53,7 +52,7 @@ type workerConfig struct {
 	Dir      string // kept by package softhsm; empty: not
 	Identity bool
 	Copies   int
-	Parallel int           // overrides
+	Parallel int           // also the number of sessions
 	Each     time.Duration // of a fake
 }
 
@@ -66,6 +65,9 @@ func workerMain(config string) error {
 	case "token":
 	case "fake":
 		return serveFake(c.Each)
+	case "deaf": // it does not end when its daemon hangs up
+		_ = serveFake(0)
+		time.Sleep(time.Hour)
 	default:
 		return misbehave(c.Kind)
 	}
@@ -96,25 +98,24 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b
 		return b, err
 	}
 	var id *identity.Identity
-	var token *pkcs11.Token
-	open := func() (err error) {
-		if c.Identity && role == worker.RoleManager {
-			if id, err = identity.Open(identity.Config{Module: c.Module, Serial: c.Serial, PIN: pin}); err != nil {
-				return err
-			}
+	if c.Identity && role == worker.RoleManager {
+		err = change(ctx, g, func() (err error) {
+			id, err = identity.Open(identity.Config{Module: c.Module, Serial: c.Serial, PIN: pin})
+			return err
+		})
+		if err != nil {
+			return b, err
 		}
-		token, err = pkcs11.Open(ctx, selected, pkcs11.Config{PIN: p, Manager: role == worker.RoleManager, Copies: c.Copies})
-		return err
 	}
+	config := pkcs11.Config{PIN: p, Manager: role == worker.RoleManager, Copies: c.Copies, Slots: c.Parallel}
 	if g != nil {
-		err = g.Change(ctx, open)
-	} else {
-		err = open()
+		config.Guard = g
 	}
+	token, err := pkcs11.Open(ctx, selected, config)
 	if err != nil {
 		return b, err
 	}
-	b = worker.Backend{Token: token, Manager: guarded{token, g}, Agreer: token, Parallel: max(c.Parallel, 1), Failed: token.Failed()}
+	b = worker.Backend{Token: token, Manager: token, Agreer: token, Parallel: c.Parallel, Failed: token.Failed()}
 	if id != nil {
 		b.Signer = id
 	}
@@ -131,35 +132,11 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b
 	return b, nil
 }
 
-// guarded changes objects within the brackets of the token directory.
-type guarded struct {
-	*pkcs11.Token
-	g *softhsm.Guard
-}
-
-func (x guarded) Generate(ctx context.Context, id hierarchy.ObjectID, label string) (o hsm.Object, err error) {
-	if x.g == nil {
-		return x.Token.Generate(ctx, id, label)
+func change(ctx context.Context, g *softhsm.Guard, f func() error) error {
+	if g == nil {
+		return f()
 	}
-	err = x.g.Change(ctx, func() (err error) {
-		o, err = x.Token.Generate(ctx, id, label)
-		return err
-	})
-	return o, err
-}
-
-func (x guarded) SetUsable(ctx context.Context, id hierarchy.ObjectID, usable bool) error {
-	if x.g == nil {
-		return x.Token.SetUsable(ctx, id, usable)
-	}
-	return x.g.Change(ctx, func() error { return x.Token.SetUsable(ctx, id, usable) })
-}
-
-func (x guarded) Destroy(ctx context.Context, id hierarchy.ObjectID) error {
-	if x.g == nil {
-		return x.Token.Destroy(ctx, id)
-	}
-	return x.g.Destroy(ctx, func() error { return x.Token.Destroy(ctx, id) })
+	return g.Change(ctx, f)
 }
 
 // misbehave is a worker that is none.

@@ -13,19 +13,21 @@ import (
 )
 
 // manage asks the manager, and the next one if it ends: a request finds what an earlier try of it
-// has made. It returns the worker that answered.
-func (p *Pool) manage(ctx context.Context, r request) ([]byte, *worker, error) {
-	for try := 1; ; try++ {
+// has made. It returns the worker that was asked last; nil: none was.
+func (p *Pool) manage(ctx context.Context, r *request) ([]byte, *worker, error) {
+	for tries := 0; ; {
 		w, err := p.manager(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
-		again := r
-		body, err := w.ask(ctx, &again)
+		body, err := w.ask(ctx, r)
 		if !errors.Is(err, errGone) {
 			return body, w, err
 		}
-		if try == triesLimit {
+		if !w.blameless() {
+			tries++
+		}
+		if tries == triesLimit {
 			return nil, nil, fmt.Errorf("%w: %d managers have ended while they ran it", hsm.ErrUnavailable, triesLimit)
 		}
 	}
@@ -58,7 +60,7 @@ func (p *Pool) manager(ctx context.Context) (*worker, error) {
 // change asks the manager for a change of an object, and tells the others, who may remember the
 // object as it was, before it reports.
 func (p *Pool) change(ctx context.Context, r request) ([]byte, error) {
-	body, w, err := p.manage(ctx, r)
+	body, w, err := p.manage(ctx, &r)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +94,7 @@ func checkLabel(label string) error {
 
 // List is [hsm.Manager]'s. Labels and foreign IDs are cut at 4096 bytes.
 func (p *Pool) List(ctx context.Context) ([]hsm.Object, error) {
-	body, _, err := p.manage(ctx, request{verb: verbList})
+	body, _, err := p.manage(ctx, &request{verb: verbList})
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +111,7 @@ func (p *Pool) List(ctx context.Context) ([]hsm.Object, error) {
 
 // Info is [hsm.Manager]'s.
 func (p *Pool) Info(ctx context.Context) (hsm.Info, error) {
-	body, _, err := p.manage(ctx, request{verb: verbInfo})
+	body, _, err := p.manage(ctx, &request{verb: verbInfo})
 	if err != nil {
 		return hsm.Info{}, err
 	}
@@ -151,26 +153,16 @@ type agreement struct {
 
 // BeginAgreement is [hsm.Agreer]'s.
 func (p *Pool) BeginAgreement(ctx context.Context) (hsm.Agreement, error) {
-	for try := 1; ; try++ {
-		w, err := p.manager(ctx)
-		if err != nil {
-			return nil, err
-		}
-		r := request{verb: verbBegin}
-		public, err := w.ask(ctx, &r)
-		switch {
-		case err == nil:
-			return &agreement{p, w, r.id, public}, nil
-		case errors.Is(err, errGone) && try < triesLimit:
-			continue
-		case errors.Is(err, errGone):
-			return nil, fmt.Errorf("%w: %d managers have ended while they began", hsm.ErrUnavailable, triesLimit)
-		case errors.Is(err, hsm.ErrDeadline) && r.id != 0:
-			// It may be begun all the same, and nobody would end it. This comes after it.
-			_ = w.post(&request{verb: verbEnd, pair: r.id}, make(chan answer, 1))
-		}
-		return nil, err
+	r := request{verb: verbBegin}
+	public, w, err := p.manage(ctx, &r)
+	if err == nil {
+		return &agreement{p, w, r.id, public}, nil
 	}
+	if w != nil && r.id != 0 && errors.Is(err, hsm.ErrDeadline) {
+		// It may be begun all the same, and nobody would end it. This comes after it.
+		_ = w.post(&request{verb: verbEnd, pair: r.id}, make(chan answer, 1))
+	}
+	return nil, err
 }
 
 // Public is [hsm.Agreement]'s.
@@ -232,6 +224,6 @@ func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), signTimeout)
 	defer cancel()
-	signature, _, err := s.p.manage(ctx, request{verb: verbSign, hash: opts.HashFunc(), digest: digest})
+	signature, _, err := s.p.manage(ctx, &request{verb: verbSign, hash: opts.HashFunc(), digest: digest})
 	return signature, err
 }

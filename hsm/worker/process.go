@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -49,6 +48,7 @@ type worker struct {
 	nextID    uint32
 	pings     int // health requests that nobody waits for
 	cause     error
+	murdered  bool // it was killed, and not by us
 }
 
 // pending is a request without an answer.
@@ -168,18 +168,52 @@ func (w *worker) read() {
 	w.end(w.listen(frames))
 	frames.wipe()
 	w.conn.Close()
+	w.inquire()
 	_ = w.cmd.Process.Kill() // if it has not ended by itself
 	w.p.takeBack(w)
 	close(w.down)
 }
 
+// inquire finds out whether what the worker ran may have ended it: not if somebody has killed it,
+// be it an operator or a kernel that is out of memory.
+func (w *worker) inquire() {
+	w.p.mu.Lock()
+	silent := w.cause == nil
+	w.p.mu.Unlock()
+	if !silent {
+		return
+	}
+	select {
+	case <-w.exited:
+	case <-time.After(100 * time.Millisecond):
+		return // it has hung up and lives: it will not for long
+	}
+	status, ok := w.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	w.p.mu.Lock()
+	w.murdered = ok && status.Signal() == syscall.SIGKILL
+	w.p.mu.Unlock()
+}
+
+// blameless tells whether the worker's end says nothing about what it ran. It is known when down
+// is closed.
+func (w *worker) blameless() bool {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.murdered
+}
+
 // listen returns nil when the worker has hung up without a word, at whatever moment.
 func (w *worker) listen(frames *frameReader) error {
+	landed := false // there is room for more
 	for {
 		k, frame, err := frames.next()
 		if err == nil {
 			w.hear()
 			err = w.take(k, frame)
+			if landed = landed || k == kindResults; landed && !frames.another() {
+				w.p.pump() // once for all frames that came together
+				landed = false
+			}
 		} else if !errors.Is(err, errGarbage) {
 			return nil
 		}
@@ -268,6 +302,7 @@ func (w *worker) post(r *request, answer chan answer) error {
 
 // ask asks the worker something and waits for the answer until ctx ends.
 func (w *worker) ask(ctx context.Context, r *request) ([]byte, error) {
+	r.id = 0 // that of a try at another worker
 	if ctx.Err() != nil {
 		return nil, late(ctx)
 	}
@@ -412,25 +447,3 @@ func (w *worker) ping() {
 		_ = w.post(&request{verb: verbHealthy}, nil)
 	}
 }
-
-// A spawner starts processes from one thread that does not end before them: PDEATHSIG comes when
-// the thread ends that has forked, and Go's threads come and go.
-type spawner struct {
-	starts chan func()
-	ended  sync.Once
-}
-
-func newSpawner() *spawner {
-	s := &spawner{starts: make(chan func())}
-	go s.loop()
-	return s
-}
-
-func (s *spawner) start(cmd *exec.Cmd) error {
-	err := make(chan error)
-	s.starts <- func() { err <- cmd.Start() }
-	return <-err
-}
-
-// close ends the thread's duty, once all its processes are gone.
-func (s *spawner) close() { s.ended.Do(func() { close(s.starts) }) }

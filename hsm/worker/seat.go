@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -23,15 +22,6 @@ type seat struct {
 	missed    []hierarchy.ObjectID // to be forgotten by the one that is launched, before it serves
 	since     time.Time            // since when nobody serves
 	fault     error                // why nobody will, for now
-}
-
-// loop starts processes, on a thread of its own.
-func (s *spawner) loop() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	for start := range s.starts {
-		start()
-	}
 }
 
 // keep sees to it that a seat has a worker, until the pool is closed or the PIN is refused.
@@ -253,7 +243,10 @@ func (p *Pool) takeBack(w *worker) {
 		if x.call == nil {
 			continue
 		}
-		if x.tries++; x.tries >= triesLimit || p.closed {
+		if !w.murdered {
+			x.tries++
+		}
+		if x.tries >= triesLimit || p.closed {
 			p.queue.landed(x.lane)
 			lost = append(lost, x)
 			continue

@@ -100,6 +100,12 @@ func (f *frameReader) next() (kind, []byte, error) {
 	return kind(frame[0]), frame[1:], nil
 }
 
+// another tells whether the next frame has been read already.
+func (f *frameReader) another() bool {
+	have := f.end - f.start
+	return have >= frameHead && have-frameHead >= int(binary.LittleEndian.Uint32(f.buf[f.start:]))
+}
+
 // need reads until n bytes are there.
 func (f *frameReader) need(n int) error {
 	if f.start+n > len(f.buf) {

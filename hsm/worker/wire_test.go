@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -175,7 +176,7 @@ func TestFramesInPieces(t *testing.T) {
 	} {
 		got, err := worker.ReadFrames(r)
 		must(t, err)
-		if !cmp.Equal(want, got) {
+		if !slices.EqualFunc(want, got, bytes.Equal) {
 			t.Errorf("%s: the frames are not those that were sent", name)
 		}
 	}
