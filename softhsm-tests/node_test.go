@@ -42,6 +42,11 @@ const softHSMModule = "/usr/lib/softhsm/libsofthsm2.so"
 func newNode(t *testing.T) *node {
 	t.Helper()
 	dir := tempDir(t)
+	t.Cleanup(func() {
+		if log, err := os.ReadFile(filepath.Join(dir, "kekd.log")); err == nil && t.Failed() {
+			t.Logf("log of the node in %s:\n%s", dir, log)
+		}
+	})
 	return &node{
 		t: t, Dir: dir, Name: "one", Module: softHSMModule,
 		Token:   "pkcs11:token=kekd?pin-source=file:" + filepath.Join(dir, "pin"),
@@ -62,14 +67,14 @@ func initialised(t *testing.T) *node {
 		made := newNode(t)
 		made.init()
 		template.dir = filepath.Join(filepath.Dir(kekd), "node")
-		command(t, "cp", "-a", made.Dir, template.dir)
+		runTool(t, "cp", "-a", made.Dir, template.dir)
 		template.was = made.Dir
 	})
 	if template.dir == "" {
 		t.Fatal("the first kekd init has failed")
 	}
 	n := newNode(t)
-	command(t, "cp", "-aT", template.dir, n.Dir)
+	runTool(t, "cp", "-aT", template.dir, n.Dir)
 	// A token directory that was moved is refused, unless its configuration says where it is.
 	conf, err := os.ReadFile(n.SoftHSM2Conf)
 	if err == nil {
@@ -88,8 +93,8 @@ var template struct {
 	was string // what it is called in its own files
 }
 
-// command runs a program that has to succeed, and returns what it printed.
-func command(t *testing.T, name string, args ...string) string {
+// runTool runs a program that has to succeed, and returns what it printed.
+func runTool(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -247,12 +252,7 @@ func (n *node) launch() *daemon {
 		os.Remove(notify)
 		close(d.exited)
 	}()
-	n.t.Cleanup(func() {
-		d.kill()
-		if n.t.Failed() {
-			n.t.Logf("log of the daemon with PID %d:\n%s", d.cmd.Process.Pid, d.says())
-		}
-	})
+	n.t.Cleanup(d.kill)
 	return d
 }
 

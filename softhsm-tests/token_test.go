@@ -193,7 +193,7 @@ func TestTwoTokensWithTheLabel(t *testing.T) {
 	d.stop()
 }
 
-// softHSM runs a tool on the node's token directory.
+// softHSM runs a tool on the node's token directory, and returns its standard output.
 func (n *node) softHSM(name string, args ...string) string {
 	n.t.Helper()
 	cmd := exec.Command(name, args...)
@@ -202,9 +202,11 @@ func (n *node) softHSM(name string, args ...string) string {
 		n.t.Fatal(err)
 	}
 	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+n.SoftHSM2Conf, "PIN="+string(bytes.TrimSpace(pin)))
-	out, err := cmd.CombinedOutput()
+	var says bytes.Buffer
+	cmd.Stderr = &says
+	out, err := cmd.Output()
 	if err != nil {
-		n.t.Fatalf("%s: %v\n%s", name, err, out)
+		n.t.Fatalf("%s: %v\n%s%s", name, err, out, says.String())
 	}
 	return string(out)
 }
