@@ -47,6 +47,12 @@ type identity struct {
 	Node    hierarchy.NodeID    `json:"node_id"`
 }
 
+// Identify tells of which node in which cluster a directory is. [ErrUninitialised] if of none.
+func Identify(dir string) (hierarchy.ClusterID, hierarchy.NodeID, error) {
+	id, err := readIdentity(dir)
+	return id.Cluster, id.Node, err
+}
+
 func readIdentity(dir string) (identity, error) {
 	path := filepath.Join(dir, raftDir, nodeFile)
 	b, err := os.ReadFile(path)

@@ -66,8 +66,8 @@ func (a *adminService) ListPolicies(_ context.Context, m *kekdv1.ListPoliciesReq
 	return list, nil
 }
 
-// ExplainPolicy decides a request that nobody made. It speaks of the rules alone: whether the
-// tenant is disabled, or the key exists, is asked after them.
+// ExplainPolicy decides a request that nobody made. Allowed speaks of the rules alone; the reason
+// also says what would refuse the request after them.
 func (a *adminService) ExplainPolicy(_ context.Context, m *kekdv1.ExplainPolicyRequest) (*kekdv1.ExplainPolicyResponse, error) {
 	s := a.Hierarchy.State()
 	if _, err := serviceByName(s, m.Service); err != nil {
@@ -90,7 +90,29 @@ func (a *adminService) ExplainPolicy(_ context.Context, m *kekdv1.ExplainPolicyR
 	if d.Rule != nil {
 		resp.Rule = ruleMessage(d.Rule)
 	}
+	if but := blockedBy(s, key, op); d.Allowed && but != "" {
+		resp.Reason += "; but " + but
+	}
 	return resp, nil
+}
+
+// blockedBy says what refuses a request that the rules allow: nothing is the empty text.
+func blockedBy(s *state.State, name hierarchy.KeyName, op hierarchy.Op) string {
+	t, ok := s.TenantByName(name.Tenant)
+	if !ok {
+		return "there is no tenant " + name.Tenant
+	}
+	if t.State != hierarchy.TenantEnabled {
+		return fmt.Sprintf("tenant %s is %s", t.Name, t.State)
+	}
+	k, ok := s.KeyByName(t.ID, name.Key)
+	if !ok {
+		return "there is no key " + name.String()
+	}
+	if _, ok := k.Active(); !ok && op != hierarchy.OpUnwrap {
+		return fmt.Sprintf("%s has no active version", name)
+	}
+	return ""
 }
 
 func ruleMessage(r *policy.Rule) *kekdv1.Rule {

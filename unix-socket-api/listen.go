@@ -7,9 +7,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"golang.org/x/sys/unix"
@@ -31,7 +31,7 @@ func Listen(path string, mode fs.FileMode, group int) (*Listener, error) {
 	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
 		return nil, fmt.Errorf("%w: socket path %s has %d bytes, the kernel takes %d", hierarchy.ErrInvalidArgument, path, len(path), len(unix.RawSockaddrUnix{}.Path)-1)
 	}
-	unlock, err := lockDir(filepath.Dir(path))
+	unlock, err := lockPath(path, lockPatience)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
@@ -79,9 +79,9 @@ func (l *Listener) Close() error {
 	err := net.ErrClosed
 	l.close.Do(func() {
 		err = l.UnixListener.Close()
-		unlock, lockErr := lockDir(filepath.Dir(l.path))
+		unlock, lockErr := lockPath(l.path, 0)
 		if lockErr != nil {
-			return // the directory is gone, and the file with it
+			return // the directory is gone, or a successor is about to replace the file
 		}
 		defer unlock()
 		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.file) {
@@ -91,7 +91,7 @@ func (l *Listener) Close() error {
 	return err
 }
 
-// removeStale removes a socket that nobody listens on. The directory's lock is held, so nobody
+// removeStale removes a socket that nobody listens on. The path's lock is held, so nobody
 // begins to listen in between.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
@@ -114,20 +114,26 @@ func removeStale(path string) error {
 	return os.Remove(path)
 }
 
-// lockDir makes the look at a path and what follows from it one step among daemons that want
-// sockets in the same directory.
-func lockDir(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
+// lockPatience is how long another daemon may take between its look at a path and its socket.
+const lockPatience = 2 * time.Second
+
+// lockPath makes the look at a path and what follows from it one step among daemons that want
+// the same socket. The lock is a file beside it that only its owner can open: one on the
+// directory itself could be held by anybody who may read it. It stays, like every lock's file.
+func lockPath(path string, patience time.Duration) (unlock func(), err error) {
+	path += ".lock"
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		switch err := unix.Flock(int(d.Fd()), unix.LOCK_EX); {
-		case err == nil:
-			return func() { d.Close() }, nil
-		case !errors.Is(err, unix.EINTR):
-			d.Close()
-			return nil, fmt.Errorf("lock %s: %w", dir, err)
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || !time.Now().Before(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 	}
 }

@@ -69,13 +69,13 @@ func TestListenIsNeverOpenTooWide(t *testing.T) {
 		modes := make(chan fs.FileMode, 1)
 		go func() {
 			var b [4096]byte
-			syscall.Read(fd, b[:])
-			info, err := os.Lstat(path)
-			if err != nil {
-				modes <- 0
-				return
+			for {
+				syscall.Read(fd, b[:])
+				if info, err := os.Lstat(path); err == nil { // else it was the lock's file
+					modes <- info.Mode().Perm()
+					return
+				}
 			}
-			modes <- info.Mode().Perm()
 		}()
 		l, err := socketapi.Listen(path, 0o600, -1)
 		if err != nil {

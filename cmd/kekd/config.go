@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/BurntSushi/toml"
 
@@ -83,11 +84,15 @@ func defaults() config {
 // loadConfig reads and checks a configuration file.
 func loadConfig(path string) (config, error) {
 	c := defaults()
-	meta, err := toml.DecodeFile(path, &c)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	err := mustBeOurs(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return c, fmt.Errorf("no configuration at %s: give --config, or see docs/OPERATIONS.md for an example", path)
-	case err != nil:
+	}
+	if err != nil {
+		return c, fmt.Errorf("configuration: %w", err)
+	}
+	meta, err := toml.DecodeFile(path, &c)
+	if err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
@@ -123,6 +128,9 @@ func (c *config) check() error {
 		return fmt.Errorf("hsm.softhsm: %q is not an absolute path", c.HSM.SoftHSM)
 	}
 	for _, s := range []socketConfig{c.Socket, c.AdminSocket} {
+		if _, err := groupID(s.Group); err != nil {
+			return fmt.Errorf("socket %s: %w", s.Path, err)
+		}
 		if len(s.Path) > maxSocketPath {
 			return fmt.Errorf("socket path %s has %d bytes, a Unix socket's may have %d", s.Path, len(s.Path), maxSocketPath)
 		}
@@ -152,3 +160,24 @@ func (m fileMode) perm() fs.FileMode { return fs.FileMode(m) }
 
 // MarshalText is the inverse of UnmarshalText.
 func (m fileMode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }
+
+// mustBeOurs refuses a file or directory that somebody else can write to. A configuration names
+// the module that is loaded with the daemon's rights, and a directory's owner decides what is in
+// it.
+func mustBeOurs(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s: its owner cannot be told", path)
+	}
+	if owner.Uid != 0 && owner.Uid != uint32(os.Geteuid()) {
+		return fmt.Errorf("%s belongs to uid %d, who could change what this process does: it has to be root's or uid %d's", path, owner.Uid, os.Geteuid())
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s can be written to by others (mode %04o): run chmod go-w on it", path, info.Mode().Perm())
+	}
+	return nil
+}

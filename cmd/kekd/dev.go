@@ -79,6 +79,9 @@ func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	if err := mustBeOurs(dir); err != nil {
+		return err
+	}
 	unlock, err := lockDev(dir)
 	if err != nil {
 		return err
@@ -104,7 +107,7 @@ func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
 
 // lockDev keeps a second kekd dev out of the directory.
 func lockDev(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "dev.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, "dev.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +187,7 @@ func (c *devCluster) start(ctx context.Context, n *devNode) error {
 		return err
 	}
 	defer ready.Close()
-	logFile, err := os.OpenFile(n.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	logFile, err := os.OpenFile(n.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}

@@ -95,6 +95,9 @@ func startNode(c config) (nodeFile, error) {
 	n, err := readNode(c.DataDir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		if err := mustHoldNothing(c.DataDir); err != nil {
+			return n, err
+		}
 		n = nodeFile{
 			Format:    1,
 			ClusterID: hierarchy.ClusterID{ID: hierarchy.NewID()},
@@ -120,11 +123,17 @@ func initJournal(c config, n nodeFile, token *openedToken) error {
 	return err
 }
 
-// initRaft makes the cluster's store. What an init that did not come to its end has left of one
-// was never served from, and goes.
+// initRaft makes the cluster's store, unless an init that was interrupted has.
 func initRaft(c config, n nodeFile, identity []byte) error {
-	if err := os.RemoveAll(raftDir(c.DataDir)); err != nil {
+	of, id, err := cluster.Identify(raftDir(c.DataDir))
+	switch {
+	case errors.Is(err, cluster.ErrUninitialised):
+	case err != nil:
 		return err
+	case of != n.ClusterID || id != n.NodeID:
+		return fmt.Errorf("%s is the store of node %s in cluster %s, and %s says another: nothing was changed", raftDir(c.DataDir), id, of, nodePath(c.DataDir))
+	default:
+		return nil
 	}
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.NodeID.String()))
 	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir), Transport: transport}, &commandpb.InitCluster{

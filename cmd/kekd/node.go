@@ -40,7 +40,7 @@ func readNode(dataDir string) (nodeFile, error) {
 		return n, err
 	}
 	if err := json.Unmarshal(b, &n); err != nil {
-		return n, fmt.Errorf("%s: %w", nodePath(dataDir), err)
+		return n, fmt.Errorf("%s cannot be read (%w): put it back from a backup; do not run init", nodePath(dataDir), err)
 	}
 	if n.Format != 1 {
 		return n, fmt.Errorf("%s has format %d, this kekd knows 1: use a newer kekd", nodePath(dataDir), n.Format)
@@ -75,6 +75,11 @@ func lockDataDir(dataDir string) (*os.File, error) {
 // loadNode reads the file of an initialised node that the configuration fits.
 func loadNode(c config, configPath string) (nodeFile, error) {
 	n, err := readNode(c.DataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := mustHoldNothing(c.DataDir); err != nil {
+			return n, err
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !n.Initialised {
 		return n, fmt.Errorf("%s is not initialised: run\n  kekd init --config %s", c.DataDir, configPath)
 	}
@@ -85,6 +90,17 @@ func loadNode(c config, configPath string) (nodeFile, error) {
 		return n, fmt.Errorf("%s belongs to node %s of region %s, the configuration names %s of %s", c.DataDir, n.Node, n.Region, c.Node.Name, c.Node.Region)
 	}
 	return n, nil
+}
+
+// mustHoldNothing refuses a directory without a node.json that is not empty otherwise: made anew,
+// it would lose every tenant and key of the cluster that was here.
+func mustHoldNothing(dataDir string) error {
+	for _, path := range []string{raftDir(dataDir), auditDir(dataDir), identityPath(dataDir)} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s is missing, but %s is there: this directory holds a node of a cluster. Put the file back from a backup; do not run init", nodePath(dataDir), path)
+		}
+	}
+	return nil
 }
 
 func writeNode(dataDir string, n nodeFile) error {

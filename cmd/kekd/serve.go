@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
 	"os/user"
 	"strconv"
 	"sync"
@@ -134,19 +136,6 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if n.token, err = openWorkers(ctx, n.config, o.config, n.log); err != nil {
 		return err
 	}
-	n.journal, err = audit.Open(auditDir(n.config.DataDir), audit.Options{
-		Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Log: n.log,
-	})
-	if err != nil {
-		return err
-	}
-	begun := []audit.Record{{Kind: "start", Outcome: audit.OutcomeOK, Detail: "kekd " + version()}}
-	if !repaired.Empty() {
-		begun = append(begun, audit.Record{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()})
-	}
-	if _, err := n.journal.Write(ctx, begun); err != nil {
-		return err
-	}
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.self.NodeID.String()))
 	n.raft, err = cluster.Open(cluster.Config{Dir: raftDir(n.config.DataDir), Transport: transport, Logger: n.log})
 	if err != nil {
@@ -155,7 +144,15 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if err := n.awaitLease(ctx); err != nil {
 		return err
 	}
-	if err := n.checkAnchor(ctx, o.acceptAuditLoss); err != nil {
+	// After Raft, which knows where the journal has to be.
+	if err := n.openJournal(ctx, o); err != nil {
+		return err
+	}
+	begun := []audit.Record{{Kind: "start", Outcome: audit.OutcomeOK, Detail: "kekd " + version()}}
+	if !repaired.Empty() {
+		begun = append(begun, audit.Record{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()})
+	}
+	if _, err := n.journal.Write(ctx, begun); err != nil {
 		return err
 	}
 	n.anchored = make(chan struct{})
@@ -186,27 +183,73 @@ func (n *node) awaitLease(ctx context.Context) error {
 	}
 }
 
-// checkAnchor holds the journal against what the cluster knows of it. A journal that was cut off
-// or rolled back must not be continued as if nothing had been: the next anchor would hide it.
-func (n *node) checkAnchor(ctx context.Context, accept string) error {
+// openJournal opens the audit journal, if it is the one that the cluster knows. One that was cut
+// off, rolled back or replaced is not continued as if nothing had been: the next anchor would hide
+// it. Nothing is written to it then, since it is evidence.
+func (n *node) openJournal(ctx context.Context, o serveOptions) error {
+	dir := auditDir(n.config.DataDir)
+	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Log: n.log}
+	journal, err := audit.Open(dir, options)
+	if err == nil {
+		if err = n.checkAnchor(journal); err == nil {
+			n.journal = journal
+			return nil
+		}
+	}
+	if !errors.Is(err, audit.ErrCorrupt) && !errors.Is(err, hierarchy.ErrNotFound) {
+		return err
+	}
+	if o.acceptAuditLoss == "" {
+		return fmt.Errorf("the audit journal in %s is not the one that the cluster knows: %w\n"+
+			"put it back from where it is kept; or, to go on without what is lost, start once with\n"+
+			"  kekd serve --config %s --accept-audit-loss REASON\n"+
+			"which keeps what is there beside the new journal", dir, err, o.config)
+	}
+	if journal != nil { // a last checkpoint under what is left of it takes nothing away
+		if err := journal.Close(ctx); err != nil {
+			return err
+		}
+	}
+	return n.acceptLoss(ctx, dir, options, err, o.acceptAuditLoss)
+}
+
+// checkAnchor holds a journal against its head as the cluster last agreed on it.
+func (n *node) checkAnchor(j *audit.Journal) error {
 	a, ok := n.raft.State().Anchor(n.self.NodeID)
 	if !ok {
 		return nil
 	}
-	err := n.journal.CheckAnchor(audit.Checkpoint{Cluster: n.self.ClusterID, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature})
-	if err == nil {
-		return nil
+	return j.CheckAnchor(audit.Checkpoint{Cluster: n.self.ClusterID, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature})
+}
+
+// acceptLoss puts a journal that cannot be continued aside and begins a new one, whose first
+// record and first anchor say so.
+func (n *node) acceptLoss(ctx context.Context, dir string, options audit.Options, loss error, reason string) (err error) {
+	aside := fmt.Sprintf("%s.lost-%s", dir, time.Now().UTC().Format("20060102T150405Z"))
+	if err := os.Rename(dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if accept == "" {
-		return fmt.Errorf("the audit journal in %s is not the one that the cluster knows: %w\n"+
-			"put it back from where it is kept; or, to go on without what is lost, keep the directory as evidence and start once with\n"+
-			"  kekd serve --accept-audit-loss REASON", auditDir(n.config.DataDir), err)
+	if err := audit.Create(dir, options); err != nil {
+		return err
 	}
-	_, werr := n.journal.Write(ctx, []audit.Record{{
-		Kind: "audit-loss", Outcome: audit.OutcomeOK, Reason: accept, Detail: fmt.Sprintf("anchored: record %d, hash %x", a.Sequence, a.Head),
-	}})
-	n.log.Error("the audit journal has lost records, which was accepted", "error", err, "reason", accept)
-	return werr
+	if n.journal, err = audit.Open(dir, options); err != nil {
+		return err
+	}
+	detail := "the cluster had anchored no record"
+	if a, ok := n.raft.State().Anchor(n.self.NodeID); ok {
+		detail = fmt.Sprintf("the cluster had anchored record %d, hash %x", a.Sequence, a.Head)
+	}
+	head, err := n.journal.Seal(ctx, audit.Record{Kind: "audit-loss", Outcome: audit.OutcomeOK, Reason: reason, Detail: detail})
+	if err != nil {
+		return err
+	}
+	command := anchorCommand(head)
+	command.GetAnchorAudit().AcceptedLoss = reason
+	if _, err := n.raft.Propose(ctx, command); err != nil {
+		return fmt.Errorf("anchor the new audit journal: %w", err)
+	}
+	n.log.Error("the loss of audit records was accepted", "loss", loss, "reason", reason, "kept", aside)
+	return nil
 }
 
 // anchor fixes the journal's signed heads in the hierarchy. One that cannot be is dropped: the

@@ -1,6 +1,11 @@
 package audit
 
-import "time"
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // preparer makes the next segment ready while the present one still has room. Without room on
 // the disk it tries again and again: nothing is lost by that, since nothing was written.
@@ -35,7 +40,7 @@ func (j *Journal) prepareNext() bool {
 		return true
 	}
 
-	f, err := j.dir.prepare(size)
+	f, err := j.makeNext(size)
 
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -52,6 +57,20 @@ func (j *Journal) prepareNext() bool {
 	}
 	j.wakeAppenders()
 	return err == nil
+}
+
+// makeNext leaves a quarter of a segment free on the disk, 16 MiB of the default size. Others write
+// there, Raft's store among them, and a disk that is filled to the last byte ends them.
+func (j *Journal) makeNext(size int64) (file, error) {
+	floor := j.opts.SegmentSize / 4
+	var fs unix.Statfs_t
+	if err := unix.Statfs(j.dir.path, &fs); err != nil {
+		return nil, err
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < size+floor {
+		return nil, fmt.Errorf("%w: %d MiB are free, and %d are needed", unix.ENOSPC, free>>20, (size+floor)>>20)
+	}
+	return j.dir.prepare(size)
 }
 
 // maxHeadLen bounds one tenant's entry in a segment's header, in bytes.

@@ -2073,11 +2073,14 @@ func (x *ReserveUses) GetCount() uint64 {
 
 // AnchorAudit fixes the head of a node's audit journal in the replicated state.
 type AnchorAudit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	Head          []byte                 `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"`           // hash of the record at that sequence, 32 bytes
-	Signature     []byte                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"` // by the token's identity over the checkpoint's bytes
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	NodeId    []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Sequence  uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Head      []byte                 `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"`           // hash of the record at that sequence, 32 bytes
+	Signature []byte                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"` // by the token's identity over the checkpoint's bytes
+	// An operator's words for accepting that records are gone: the anchor then replaces whatever was
+	// anchored before. Empty: the journal has only grown.
+	AcceptedLoss  string `protobuf:"bytes,5,opt,name=accepted_loss,json=acceptedLoss,proto3" json:"accepted_loss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2138,6 +2141,13 @@ func (x *AnchorAudit) GetSignature() []byte {
 		return x.Signature
 	}
 	return nil
+}
+
+func (x *AnchorAudit) GetAcceptedLoss() string {
+	if x != nil {
+		return x.AcceptedLoss
+	}
+	return ""
 }
 
 type Region struct {
@@ -3635,12 +3645,13 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x03per\x18\x04 \x01(\x03R\x03per\x12\x14\n" +
 	"\x05start\x18\x05 \x01(\x03R\x05start\x12\x17\n" +
 	"\anode_id\x18\x06 \x01(\fR\x06nodeId\x12\x14\n" +
-	"\x05count\x18\a \x01(\x04R\x05count\"t\n" +
+	"\x05count\x18\a \x01(\x04R\x05count\"\x99\x01\n" +
 	"\vAnchorAudit\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04head\x18\x03 \x01(\fR\x04head\x12\x1c\n" +
-	"\tsignature\x18\x04 \x01(\fR\tsignature\"\xae\x01\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\x12#\n" +
+	"\raccepted_loss\x18\x05 \x01(\tR\facceptedLoss\"\xae\x01\n" +
 	"\x06Region\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +

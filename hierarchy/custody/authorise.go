@@ -91,7 +91,7 @@ func authorise(v View, who hierarchy.Principal, it *item) (grant, error) {
 	}
 	if it.op != hierarchy.OpUnwrap {
 		if g.seal, ok = g.key.Active(); !ok {
-			return g, fmt.Errorf("%w: %s has no active version; its newest is %s", hierarchy.ErrVersionDisabled, name, g.key.Newest().State)
+			return g, fmt.Errorf("%w: %s has no active version, its newest is %s: `kekctl key rotate %s` makes one", hierarchy.ErrVersionDisabled, name, g.key.Newest().State, name)
 		}
 	}
 	return g, nil
@@ -139,7 +139,7 @@ func versionToOpen(k *state.Key, name hierarchy.KeyName, number uint32, op hiera
 		return nil, fmt.Errorf("%w: there is no %s", hierarchy.ErrEnvelopeInvalid, vn)
 	}
 	if number < k.MinUnwrapVersion {
-		return nil, fmt.Errorf("%w: %s is below the key's min_unwrap_version %d", hierarchy.ErrVersionDisabled, vn, k.MinUnwrapVersion)
+		return nil, fmt.Errorf("%w: %s is below the key's min_unwrap_version %d, for rewrap too: `kekctl key set %s --min-unwrap-version` lowers it", hierarchy.ErrVersionDisabled, vn, k.MinUnwrapVersion, name)
 	}
 	switch ver.State {
 	case hierarchy.Active, hierarchy.Deactivated:
@@ -149,6 +149,8 @@ func versionToOpen(k *state.Key, name hierarchy.KeyName, number uint32, op hiera
 			return ver, nil
 		}
 		return nil, fmt.Errorf("%w: %s is compromised: it opens for rewrap only", hierarchy.ErrVersionDisabled, vn)
+	case hierarchy.Suspended:
+		return nil, fmt.Errorf("%w: %s is suspended: `kekctl key version resume %s` ends it", hierarchy.ErrVersionDisabled, vn, vn)
 	default:
 		return nil, fmt.Errorf("%w: %s is %s", hierarchy.ErrVersionDisabled, vn, ver.State)
 	}

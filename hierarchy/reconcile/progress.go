@@ -13,7 +13,7 @@ import (
 
 // Inventory is what was found when the token was first listed.
 type Inventory struct {
-	Objects uint64
+	Objects uint64 // key objects, those included that were made or destroyed since
 	// Missing are key versions whose object the token does not have, or has in a state in
 	// which it may not be used.
 	Missing []string
@@ -41,8 +41,8 @@ func (p *progress) update(f func()) {
 	p.changed = make(chan struct{})
 }
 
-func (p *progress) done(index uint64, open map[hierarchy.TenantID]error) {
-	p.update(func() { p.index, p.open, p.fault = index, open, nil })
+func (p *progress) done(index uint64, open map[hierarchy.TenantID]error, objects int) {
+	p.update(func() { p.index, p.open, p.fault, p.found.Objects = index, open, nil, uint64(objects) })
 }
 
 func (p *progress) stuck(err error)         { p.update(func() { p.fault = err }) }
@@ -84,7 +84,7 @@ func (r *Reconciler) Settled(ctx context.Context, index uint64, tenant hierarchy
 
 // inventory compares a token's list with the hierarchy.
 func inventory(s *state.State, region hierarchy.RegionID, objects []hsm.Object) Inventory {
-	inv := Inventory{Objects: uint64(len(objects))}
+	var inv Inventory
 	byID := make(map[hierarchy.ObjectID]hsm.Object, len(objects))
 	for _, o := range objects {
 		byID[o.ID] = o

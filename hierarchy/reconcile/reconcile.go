@@ -136,7 +136,7 @@ func (r *Reconciler) pass(ctx context.Context) (failed bool) {
 			delete(open, st.tenant.ID)
 		}
 	}
-	r.progress.done(s.Index(), open)
+	r.progress.done(s.Index(), open, len(r.have))
 	return failed
 }
 

@@ -64,7 +64,10 @@ func (d *draft) anchorAudit(m *commandpb.AnchorAudit) error {
 	if !ok {
 		return fmt.Errorf("%w: node %s is no member", hierarchy.ErrNotFound, next.Node)
 	}
-	if last, ok := d.Anchor(next.Node); ok {
+	if err := checkReason(m.GetAcceptedLoss()); err != nil {
+		return err
+	}
+	if last, ok := d.Anchor(next.Node); ok && m.GetAcceptedLoss() == "" {
 		switch {
 		case next.Sequence < last.Sequence:
 			return fmt.Errorf("%w: the audit journal of node %s was anchored at record %d and now ends at %d: records are gone",

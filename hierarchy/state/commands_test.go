@@ -484,3 +484,22 @@ func TestDisableKeepsTheFirstReason(t *testing.T) {
 		t.Errorf("got %+v, want the tenant unchanged: %+v", again, first)
 	}
 }
+
+// An anchor goes back only where an operator accepted that records are gone.
+func TestAnchorAfterAnAcceptedLoss(t *testing.T) {
+	m := initialised(t)
+	if r := m.command(anchor(100, 1)); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if r := m.command(anchor(7, 2)); !errors.Is(r.Err, hierarchy.ErrFailedPrecondition) {
+		t.Fatalf("an anchor that goes back: %v", r.Err)
+	}
+	lost := anchor(7, 2)
+	lost.GetAnchorAudit().AcceptedLoss = "the disk is gone"
+	if r := m.command(lost); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if r := m.command(anchor(8, 3)); r.Err != nil {
+		t.Fatalf("the new journal goes on: %v", r.Err)
+	}
+}

@@ -58,9 +58,9 @@ func (d *draft) createTenant(m *commandpb.CreateTenant) error {
 	if t, ok := d.TenantByName(m.GetName()); ok {
 		hint := ""
 		if t.State == hierarchy.TenantDestroyed {
-			hint = " It was destroyed, and its name is not given again: choose another."
+			hint = ", which was destroyed: its name is not given again"
 		}
-		return fmt.Errorf("%w: tenant %s.%s", hierarchy.ErrAlreadyExists, t.Name, hint)
+		return fmt.Errorf("%w: tenant %s%s", hierarchy.ErrAlreadyExists, t.Name, hint)
 	}
 	if _, ok := d.Tenant(hierarchy.TenantID{ID: id}); ok {
 		return fmt.Errorf("%w: a tenant with the ID %s", hierarchy.ErrAlreadyExists, id)
