@@ -202,6 +202,9 @@ func recheck(before, after View, who hierarchy.Principal, it *item) error {
 	return nil
 }
 
+// lateRecord is how long the record of a call may take whose caller waits no more.
+const lateRecord = 2 * time.Second
+
 // record makes the batch durable in the journal. Where it cannot, nothing leaves.
 func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []item) {
 	records := make([]audit.Record, 0, len(items))
@@ -213,6 +216,11 @@ func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []i
 	}
 	if len(records) == 0 {
 		return
+	}
+	if ctx.Err() != nil { // a caller whose time is up, at the token for one: what he tried is recorded all the same
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lateRecord)
+		defer cancel()
 	}
 	position, err := c.journal.Append(ctx, records)
 	if err == nil {

@@ -265,6 +265,25 @@ func TestLatchedMeanwhile(t *testing.T) {
 	wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), hierarchy.ErrTenantDisabled)
 }
 
+// A caller whose deadline ends at the token is told of the token, and the audit has what he tried.
+func TestTimeIsUpAtTheToken(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	ctx, cancel := context.WithCancel(t.Context())
+	w.token.err = hsm.ErrDeadline
+	w.token.during = cancel
+	before := w.journal.count()
+	resps := make([]custody.Response, 1)
+	w.Do(ctx, acmeApp, []custody.Request{{Op: hierarchy.OpUnwrap, Envelope: env}}, resps)
+	wantErr(t, resps[0], hierarchy.ErrHSMUnavailable)
+	if errors.Is(resps[0].Err, hierarchy.ErrAuditUnavailable) {
+		t.Error("the audit is blamed")
+	}
+	if records := w.journal.since(before); len(records) != 1 || records[0].Code != "HSM_UNAVAILABLE" {
+		t.Errorf("recorded: %+v", records)
+	}
+}
+
 // A rotation in the middle takes nothing away: what the retired version sealed opens.
 func TestRotatedMeanwhile(t *testing.T) {
 	w := newWorld(t)

@@ -248,9 +248,12 @@ type journal struct {
 	during  func() // runs while Wait waits
 }
 
-func (j *journal) Append(_ context.Context, r []audit.Record) (audit.Position, error) {
+func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if ctx.Err() != nil {
+		return audit.Position{}, ctx.Err()
+	}
 	if j.err != nil {
 		return audit.Position{}, j.err
 	}
@@ -258,7 +261,7 @@ func (j *journal) Append(_ context.Context, r []audit.Record) (audit.Position, e
 	return audit.Position{}, nil
 }
 
-func (j *journal) Wait(context.Context, audit.Position) error {
+func (j *journal) Wait(ctx context.Context, _ audit.Position) error {
 	j.mu.Lock()
 	during := j.during
 	j.during = nil
@@ -266,7 +269,7 @@ func (j *journal) Wait(context.Context, audit.Position) error {
 	if during != nil {
 		during()
 	}
-	return nil
+	return ctx.Err()
 }
 
 // since returns what was recorded after the first n records.
