@@ -23,6 +23,9 @@ func (l *guarded) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
+			if !errors.Is(err, net.ErrClosed) { // no descriptors left, for one: gRPC waits, and says nothing
+				l.warn(err)
+			}
 			return nil, err
 		}
 		u, ok := c.(*net.UnixConn)

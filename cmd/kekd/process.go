@@ -18,12 +18,33 @@ func harden(lockMemory bool) (warnings []string) {
 		warnings = append(warnings, fmt.Sprintf("core dumps are not off: %v", err))
 	}
 	if lockMemory {
-		// ONFAULT: the Go runtime reserves far more address space than it uses.
-		if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-			warnings = append(warnings, fmt.Sprintf("memory is not locked and may be swapped out (%v): raise LimitMEMLOCK, or set lock_memory = false", err))
+		if err := lockAll(); err != nil {
+			warnings = append(warnings, fmt.Sprintf("memory is not locked and may be swapped out (%v): set LimitMEMLOCK to infinity, or lock_memory = false", err))
 		}
 	}
 	return warnings
+}
+
+// lockAll keeps all memory that is mapped, and all that will be, from swap. It does not try where
+// there is a limit: one that is above what is mapped now lets mlockall succeed, and makes a later
+// mmap fail, at which the Go runtime ends the process.
+func lockAll() error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		return err
+	}
+	if limit.Cur != unix.RLIM_INFINITY && !has(unix.CAP_IPC_LOCK) {
+		return fmt.Errorf("the limit for locked memory is %d bytes", limit.Cur)
+	}
+	// ONFAULT: the Go runtime reserves far more address space than it uses.
+	return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+}
+
+// has tells whether the process has an effective capability; one whose number is below 32.
+func has(capability uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	return unix.Capget(&header, &sets[0]) == nil && sets[0].Effective&(1<<capability) != 0
 }
 
 // gcPercent lets the heap grow to five times what is live before it is collected. Little is

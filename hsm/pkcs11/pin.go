@@ -2,8 +2,10 @@ package pkcs11
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -49,8 +51,11 @@ func ReadPIN(source string) (PIN, error) {
 		return PIN{}, err
 	}
 	f, err := os.Open(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 		return PIN{}, fmt.Errorf("%w: %w", hsm.ErrPINMissing, err)
+	case err != nil: // no descriptors left, for one: that passes
+		return PIN{}, fmt.Errorf("%w: the PIN: %w", hsm.ErrUnavailable, err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
