@@ -1,6 +1,10 @@
 package hierarchy
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"time"
+)
 
 // What a refusal can be. Wrap them with what was asked and what to do about it; compare with
 // [errors.Is]. The socket API has the one table that maps each to its stable code.
@@ -24,3 +28,18 @@ var (
 	ErrQuorumRequired     = errors.New("needs signatures of a quorum of operators")
 	ErrRateLimited        = errors.New("over the limit")
 )
+
+// OverLimit is an [ErrRateLimited] that says which limit, and when to come back.
+type OverLimit struct {
+	Limit string        // in words: "the rule of saas for */orders allows 100/s"
+	Wait  time.Duration // until the next window begins, more than 0
+	// Detail is for the audit. It is set for the first refusal of a window, which alone is
+	// recorded.
+	Detail string
+}
+
+func (e *OverLimit) Error() string {
+	return fmt.Sprintf("%v: %s; wait %v", ErrRateLimited, e.Limit, e.Wait)
+}
+
+func (e *OverLimit) Unwrap() error { return ErrRateLimited }

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
@@ -22,13 +21,6 @@ const (
 	firstBlock = 1 << 16
 	lastBlock  = 1 << 24 // state.MaxReservation
 )
-
-// reserveTimeout bounds one reservation. It goes on when the caller that caused it has left,
-// since the next one needs it as well.
-const reserveTimeout = 5 * time.Second
-
-// retryAfter keeps a version that has no seals left from asking the cluster at every call.
-const retryAfter = 100 * time.Millisecond
 
 // Proposer makes a command part of the hierarchy, or says why not.
 type Proposer interface {
@@ -56,12 +48,8 @@ type versionID struct {
 // block is what is left of one version's reservations.
 type block struct {
 	left atomic.Int64
-
-	mu      sync.Mutex
-	next    uint64        // size of the next reservation
-	pending chan struct{} // closed when the reservation under way has ended; nil: none
-	err     error         // how the last reservation ended
-	retryAt time.Time     // after a failure: not asked again before
+	flight
+	next uint64 // size of the next reservation; for the one under way
 }
 
 // NewWraps makes an empty share.
@@ -91,10 +79,7 @@ func (w *Wraps) Take(ctx context.Context, tenant hierarchy.TenantID, key hierarc
 		}
 		select {
 		case <-w.reserve(id, b):
-			b.mu.Lock()
-			err := b.err
-			b.mu.Unlock()
-			if err != nil && b.left.Load() < int64(n) {
+			if err := b.failure(); err != nil && b.left.Load() < int64(n) {
 				return err
 			}
 		case <-ctx.Done():
@@ -106,33 +91,15 @@ func (w *Wraps) Take(ctx context.Context, tenant hierarchy.TenantID, key hierarc
 // reserve starts a reservation unless one is under way, and returns the channel that is closed
 // at its end.
 func (w *Wraps) reserve(id versionID, b *block) <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.pending != nil {
-		return b.pending
-	}
-	done := make(chan struct{})
-	if time.Now().Before(b.retryAt) {
-		close(done)
-		return done
-	}
-	b.pending = done
-	size := b.next
-	go func() {
-		size, err := w.propose(id, size)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if err == nil {
-			b.left.Add(int64(size))
-			b.next = min(2*size, lastBlock)
+	return b.start(func() error {
+		size, err := w.propose(id, b.next)
+		if err != nil {
+			return err
 		}
-		if b.err = err; err != nil {
-			b.retryAt = time.Now().Add(retryAfter)
-		}
-		b.pending = nil
-		close(done)
-	}()
-	return done
+		b.left.Add(int64(size))
+		b.next = min(2*size, lastBlock)
+		return nil
+	})
 }
 
 // propose reserves size seals, or the largest smaller block that is left of the version.

@@ -193,6 +193,11 @@ func (s *State) Rules(service string) []policy.Rule {
 	return rules
 }
 
+// Rule is that of a service for a pattern.
+func (s *State) Rule(service string, p policy.Pattern) (*policy.Rule, bool) {
+	return s.rules.Get(ruleKey(&policy.Rule{Service: service, Pattern: p}))
+}
+
 // PolicySet is the rules of a service, compiled; nil if it has none.
 func (s *State) PolicySet(service string) *policy.Set {
 	set, _ := s.policies.get(service)

@@ -75,7 +75,7 @@ func (d *draft) reserveUses(m *commandpb.ReserveUses) error {
 func (d *draft) longLimit(t *Tenant, id LimitID) (policy.Limit, error) {
 	limits := t.Limits
 	if id.Service != "" {
-		rule, ok := d.rules.Get(ruleKey(&policy.Rule{Service: id.Service, Pattern: id.Pattern}))
+		rule, ok := d.Rule(id.Service, id.Pattern)
 		if !ok {
 			return policy.Limit{}, fmt.Errorf("%w: service %s has no rule for %s", hierarchy.ErrNotFound, id.Service, id.Pattern)
 		}
