@@ -19,15 +19,20 @@ import (
 // replica is the Raft node as custody sees it.
 type replica struct {
 	*cluster.Node
-	self hierarchy.NodeID
+	self  hierarchy.NodeID
+	clock *clusterTime
 }
+
+func (n *node) replica() replica { return replica{n.raft, n.self.NodeID, &n.clock} }
 
 var errNoMember = errors.New("this node is not a member of the cluster")
 
 func (r replica) View() custody.View {
 	l := r.Lease() // first: see custody.Replica
 	v := custody.View{State: r.State()}
-	v.Age, v.Fault = l.Age(r.Now(), v.State.Index())
+	now := r.Now()
+	v.Now = r.clock.at(v.State.Stamp(), now)
+	v.Age, v.Fault = l.Age(now, v.State.Index())
 	if _, member := v.State.Node(r.self); v.Fault == nil && !member {
 		v.Fault = errNoMember
 	}
@@ -44,6 +49,14 @@ func (p proposer) Propose(ctx context.Context, c *commandpb.Command) error {
 	}
 	return err
 }
+
+// ledger is the Raft node for those who count by cluster time.
+type ledger struct {
+	proposer
+	clock *clusterTime
+}
+
+func (l ledger) Now() time.Time { return l.clock.at(l.State().Stamp(), l.Node.Now()) }
 
 // minting tells when a key version can be served.
 type minting struct {
@@ -89,7 +102,7 @@ const healthTimeout = 2 * time.Second
 
 func (s status) Status(ctx context.Context) *kekdv1.Status {
 	n := s.n
-	view := replica{n.raft, n.self.NodeID}.View()
+	view := n.replica().View()
 	st := view.State
 	m := &kekdv1.Status{
 		ClusterId: n.self.ClusterID.String(), NodeId: n.self.NodeID.String(), NodeName: n.self.Node,

@@ -64,6 +64,7 @@ type node struct {
 	token      *worker.Pool
 	journal    *audit.Journal
 	raft       *cluster.Node
+	clock      clusterTime
 	wraps      *quota.Wraps
 	reconciler *reconcile.Reconciler
 	keys       *socketapi.Server
@@ -170,7 +171,7 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 func (n *node) awaitLease(ctx context.Context) error {
 	for {
 		renewed := n.raft.Renewed()
-		if (replica{n.raft, n.self.NodeID}).View().Fault == nil {
+		if n.replica().View().Fault == nil {
 			return nil
 		}
 		select {
@@ -268,7 +269,7 @@ func (n *node) anchor() {
 // listen opens the sockets, last of all: who can connect is served.
 func (n *node) listen(failed chan<- error) (err error) {
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
-		replica{n.raft, n.self.NodeID}, n.token, n.journal, n.wraps, time.Now)
+		n.replica(), n.token, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, &n.clock}), n.wraps, time.Now)
 	if n.keys, err = socketapi.NewKeyServer(hot, socketapi.DefaultLimits(), n.log); err != nil {
 		return err
 	}

@@ -20,16 +20,18 @@ type item struct {
 	reason   string
 	bytes    int
 
-	known bool // parsed: it is about some key, and goes into the audit
-	grant grant
-	asked int // position in the batch for the token plus one; 0: not asked
-	err   error
+	known  bool // parsed: it is about some key, and goes into the audit
+	grant  grant
+	detail string // for the audit
+	asked  int    // position in the batch for the token plus one; 0: not asked
+	err    error
 }
 
 // grant is what an authorisation found: everything that the token has to be asked with. Its
 // pointers are into an immutable state.
 type grant struct {
 	service string
+	rule    *policy.Rule // that allows it
 	tenant  *state.Tenant
 	key     *state.Key
 	open    *state.Version // unwrap, rewrap
@@ -58,7 +60,7 @@ func authorise(v View, who hierarchy.Principal, it *item) (grant, error) {
 		g.tenant, g.key = t, k
 	}
 
-	service, ok := permitted(v.State, who, policy.Request{Op: it.op, Key: name, Context: it.context, Reason: it.reason})
+	service, rule := permitted(v.State, who, policy.Request{Op: it.op, Key: name, Context: it.context, Reason: it.reason})
 	if it.envelope == nil {
 		// For the audit: a denial belongs to the tenant that it is about, if there is one.
 		if t, found := v.State.TenantByName(name.Tenant); found {
@@ -66,10 +68,10 @@ func authorise(v View, who hierarchy.Principal, it *item) (grant, error) {
 			g.key, _ = v.State.KeyByName(t.ID, name.Key)
 		}
 	}
-	if !ok {
+	if rule == nil {
 		return g, errDenied(it.op)
 	}
-	g.service = service
+	g.service, g.rule = service, rule
 	if g.tenant == nil {
 		return g, fmt.Errorf("%w: tenant %q", hierarchy.ErrNotFound, name.Tenant)
 	}
@@ -90,6 +92,7 @@ func authorise(v View, who hierarchy.Principal, it *item) (grant, error) {
 		}
 	}
 	if it.op != hierarchy.OpUnwrap {
+		var ok bool
 		if g.seal, ok = g.key.Active(); !ok {
 			return g, fmt.Errorf("%w: %s has no active version, its newest is %s: `kekctl key rotate %s` makes one", hierarchy.ErrVersionDisabled, name, g.key.Newest().State, name)
 		}
@@ -101,14 +104,14 @@ func errDenied(op hierarchy.Op) error {
 	return fmt.Errorf("%w: no rule allows this caller to %s this key with this context", hierarchy.ErrPermissionDenied, op)
 }
 
-// permitted asks every service that the caller is, the most specific first.
-func permitted(s *state.State, who hierarchy.Principal, req policy.Request) (service string, ok bool) {
+// permitted asks every service that the caller is, the most specific first, for a rule.
+func permitted(s *state.State, who hierarchy.Principal, req policy.Request) (service string, rule *policy.Rule) {
 	for _, svc := range s.ServicesFor(who.UID, who.GID) {
-		if s.PolicySet(svc.Name).Decide(req).Allowed {
-			return svc.Name, true
+		if d := s.PolicySet(svc.Name).Decide(req); d.Allowed {
+			return svc.Name, d.Rule
 		}
 	}
-	return "", false
+	return "", nil
 }
 
 func fresh(v View, t *state.Tenant) error {

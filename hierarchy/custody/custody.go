@@ -2,7 +2,7 @@
 //
 // Every request takes the one path
 //
-//	authorise -> token -> authorise again -> audit, durable -> authorise again -> reply
+//	authorise -> limits -> token -> authorise again -> audit, durable -> authorise again -> reply
 //
 // alone, in a batch or on a stream. The second look keeps the audit from saying that something
 // was released which was forbidden while the token worked; the third is the promise of a
@@ -40,13 +40,14 @@ type Custody struct {
 	replica Replica
 	token   Token
 	journal Journal
+	quotas  Quotas
 	budget  Budget
 	now     func() time.Time // for the records; decides nothing
 }
 
 // New joins the parts.
-func New(self Self, r Replica, t Token, j Journal, b Budget, now func() time.Time) *Custody {
-	return &Custody{self: self, replica: r, token: t, journal: j, budget: b, now: now}
+func New(self Self, r Replica, t Token, j Journal, q Quotas, b Budget, now func() time.Time) *Custody {
+	return &Custody{self: self, replica: r, token: t, journal: j, quotas: q, budget: b, now: now}
 }
 
 // Do serves the requests, each for itself, and fills in resps, which is as long as reqs. It
@@ -62,6 +63,7 @@ func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Reques
 			it.grant, it.err = authorise(first, who, it)
 		}
 	}
+	c.limit(ctx, first, items)
 	c.spend(ctx, items)
 
 	ops := make([]hsm.Operation, 0, len(reqs))

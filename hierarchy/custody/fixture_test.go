@@ -15,11 +15,12 @@ import (
 	"github.com/kekd/kekd/hierarchy/audit"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/custody"
+	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
 )
 
-// The state is the real one. Token, journal and budget are stand-ins, because these tests are
+// The state is the real one, and so is what counts against limits. Token, journal and budget are stand-ins, because these tests are
 // about what happens between their steps: each can fail, and each can let something happen
 // while it works. The real ones are joined in package softhsmtests.
 
@@ -38,23 +39,26 @@ var (
 
 // world is one node with everything around custody.
 type world struct {
-	t *testing.T
+	t testing.TB
 	*custody.Custody
 
 	mu    sync.Mutex
 	state *state.State
 	age   time.Duration
 	fault error
+	clock time.Time
+
+	proposeErr error // of reservations
 
 	token   *token
 	journal *journal
 	budget  *budget
 }
 
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, state: state.New(), journal: &journal{}, budget: &budget{}}
+func newWorld(t testing.TB) *world {
+	w := &world{t: t, state: state.New(), journal: &journal{}, budget: &budget{}, clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 	w.token = &token{keys: map[hierarchy.ObjectID]cipher.AEAD{}}
-	w.Custody = custody.New(custody.Self{Cluster: cluster, Region: region, Node: node}, w, w.token, w.journal, w.budget, time.Now)
+	w.Custody = custody.New(custody.Self{Cluster: cluster, Region: region, Node: node}, w, w.token, w.journal, quota.NewUses(node, w), w.budget, w.now)
 	w.apply(&commandpb.Command{Body: &commandpb.Command_InitCluster{InitCluster: &commandpb.InitCluster{
 		ClusterId: cluster.ID[:],
 		Region:    &commandpb.Region{Id: region.ID[:], Name: "eu", Role: commandpb.RegionRole_REGION_ROLE_VOTING, Identity: []byte("not looked at here"), MintingNode: node.ID[:]},
@@ -74,7 +78,19 @@ func newWorld(t *testing.T) *world {
 func (w *world) View() custody.View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return custody.View{State: w.state, Age: w.age, Fault: w.fault}
+	return custody.View{State: w.state, Age: w.age, Fault: w.fault, Now: w.clock}
+}
+
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.clock
+}
+
+func (w *world) later(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clock = w.clock.Add(d)
 }
 
 func (w *world) setView(age time.Duration, fault error) {
@@ -87,15 +103,23 @@ func (w *world) apply(c *commandpb.Command) {
 	w.t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.propose(c); err != nil {
+		w.t.Fatalf("%T: %v", c.Body, err)
+	}
+}
+
+// propose is called with mu held.
+func (w *world) propose(c *commandpb.Command) error {
+	if c.GetReserveUses() != nil && w.proposeErr != nil {
+		return w.proposeErr
+	}
 	c.Format = 1
 	cid := hierarchy.NewID()
 	c.Id = cid[:]
 	c.Stamp = time.Date(2026, 1, 1, 0, 0, int(w.state.Index()), 0, time.UTC).UnixNano()
 	next, r := state.Apply(w.state, state.Meta{Index: w.state.Index() + 1}, c)
-	if r.Err != nil {
-		w.t.Fatalf("%T: %v", c.Body, r.Err)
-	}
 	w.state = next
+	return r.Err
 }
 
 func (w *world) mint(tenant string, version uint32) {
@@ -244,6 +268,7 @@ func (k *token) one(op *hsm.Operation) error {
 type journal struct {
 	mu      sync.Mutex
 	records []audit.Record
+	dropped bool // they are counted for nothing
 	err     error
 	during  func() // runs while Wait waits
 }
@@ -257,7 +282,9 @@ func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position,
 	if j.err != nil {
 		return audit.Position{}, j.err
 	}
-	j.records = append(j.records, r...)
+	if !j.dropped {
+		j.records = append(j.records, r...)
+	}
 	return audit.Position{}, nil
 }
 

@@ -112,6 +112,7 @@ func (c *Custody) recordOf(who hierarchy.Principal, it *item) audit.Record {
 		Outcome:  audit.OutcomeOK,
 		Reason:   it.reason,
 		Envelope: it.hash,
+		Detail:   it.detail,
 	}
 	if g.tenant != nil {
 		r.Tenant, r.TenantName = g.tenant.ID, g.tenant.Name

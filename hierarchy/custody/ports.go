@@ -6,6 +6,7 @@ import (
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/policy"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
 )
@@ -26,6 +27,8 @@ type View struct {
 	// Fault says why nothing may be served from this state at all (no lease yet, a state that
 	// is behind its lease, a node that is no member); nil if only Age counts.
 	Fault error
+	// Now is cluster time as this node knows it, for limits alone.
+	Now time.Time
 }
 
 // Token is the serving side of this region's token.
@@ -37,6 +40,13 @@ type Token interface {
 type Journal interface {
 	Append(ctx context.Context, records []audit.Record) (audit.Position, error)
 	Wait(ctx context.Context, p audit.Position) error
+}
+
+// Quotas counts uses against the limits of rules and of tenants.
+type Quotas interface {
+	// Take allows up to n uses of a rule for a tenant, both of the state s, at cluster time now.
+	// If it allows fewer, the error says why: over a limit it wraps a hierarchy.OverLimit.
+	Take(ctx context.Context, s *state.State, now time.Time, t *state.Tenant, r *policy.Rule, n int) (allowed int, err error)
 }
 
 // Budget counts the seals under each key version, of which AES-GCM with random IVs allows
