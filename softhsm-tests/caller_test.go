@@ -17,34 +17,56 @@ import (
 	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
-// connectAs connects as another user. The kernel notes who connects, so it is enough that the
-// thread that does so has become that user; it has no way back and ends.
+// connectAs connects as another user.
 func connectAs(ctx context.Context, path string, uid uint32) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
+	conns, err := connectMany(ctx, path, uid, 1)
+	if err != nil {
+		return nil, err
 	}
-	got := make(chan result, 1)
+	return conns[0], nil
+}
+
+// connectMany makes so many connections as another user. The kernel notes who connects, so it is
+// enough that the thread that does so has become that user; it has no way back and ends.
+func connectMany(ctx context.Context, path string, uid uint32, count int) (conns []net.Conn, err error) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		conn, err := func() (net.Conn, error) {
-			// The raw calls are those of one thread; syscall.Setresuid changes all.
-			if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-				return nil, errno
+		if err = become(uid); err != nil {
+			return
+		}
+		for len(conns) < count && err == nil {
+			var c net.Conn
+			c, err = new(net.Dialer).DialContext(ctx, "unix", path)
+			switch {
+			case err == nil:
+				conns = append(conns, c)
+			case errors.Is(err, unix.EAGAIN) && ctx.Err() == nil: // the backlog is full
+				time.Sleep(time.Millisecond)
+				err = nil
 			}
-			id := uintptr(uid)
-			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, id, id, id); errno != 0 {
-				return nil, errno
-			}
-			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, id, id, id); errno != 0 {
-				return nil, errno
-			}
-			return new(net.Dialer).DialContext(ctx, "unix", path)
-		}()
-		got <- result{conn, err}
+		}
 	}()
-	r := <-got
-	return r.conn, r.err
+	<-done
+	if err != nil {
+		for _, c := range conns {
+			c.Close()
+		}
+		return nil, err
+	}
+	return conns, nil
+}
+
+// become changes the user of this thread alone: the syscall package would change that of all.
+func become(uid uint32) error {
+	id := uintptr(uid)
+	for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS}, {unix.SYS_SETRESGID, id, id, id}, {unix.SYS_SETRESUID, id, id, id}} {
+		if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+			return errno
+		}
+	}
+	return nil
 }
 
 // dialAs is a gRPC connection of another user, whose group has the same number.

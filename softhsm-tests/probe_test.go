@@ -85,6 +85,12 @@ func (p *prober) p99() (time.Duration, int) {
 	return sorted[len(sorted)*99/100], len(sorted)
 }
 
+func (p *prober) failed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.faults > 0
+}
+
 // stop ends the prober and fails the test if one of its calls failed.
 func (p *prober) stop() {
 	p.t.Helper()
