@@ -23,6 +23,7 @@ import (
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
 	"github.com/kekd/kekd/hierarchy/envelope"
+	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
 )
@@ -43,6 +44,8 @@ type Custody struct {
 	quotas  Quotas
 	budget  Budget
 	now     func() time.Time // for the records; decides nothing
+
+	refusals quota.Refusals
 }
 
 // New joins the parts.
@@ -189,7 +192,12 @@ func (c *Custody) spend(ctx context.Context, items []item) {
 // since retired is still good: it opens.
 func recheck(before, after View, who hierarchy.Principal, it *item) error {
 	if before.State == after.State {
-		return fresh(after, it.grant.tenant)
+		// The tenant as it is now: the grant's may be of an older state, with another max_staleness.
+		t, ok := after.State.Tenant(it.grant.tenant.ID)
+		if !ok {
+			return errDenied(it.op)
+		}
+		return fresh(after, t)
 	}
 	g, err := authorise(after, who, it)
 	if err != nil {
@@ -210,6 +218,7 @@ const lateRecord = 2 * time.Second
 // record makes the batch durable in the journal. Where it cannot, nothing leaves.
 func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []item) {
 	records := make([]audit.Record, 0, len(items))
+	c.countRefusals(who, items)
 	for i := range items {
 		// What could not be read is about no tenant and no key: there is nothing to record.
 		if items[i].known {
@@ -226,40 +235,61 @@ func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []i
 	}
 	position, err := c.journal.Append(ctx, records)
 	if err == nil {
+		c.recordRefusals(ctx)
 		err = c.journal.Wait(ctx, position)
 	}
 	if err == nil {
 		return
 	}
+	var withheld []audit.Record
 	for i := range items {
-		if items[i].known {
-			items[i].err = fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err)
+		it := &items[i]
+		if !it.known {
+			continue
 		}
+		released := it.err == nil
+		it.err = fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err)
+		if released {
+			withheld = append(withheld, c.withheldRecord(who, it))
+		}
+	}
+	// The record may yet reach the disk, after its caller has been told that nothing is handed out.
+	if len(withheld) > 0 {
+		_, _ = c.journal.Append(ctx, withheld)
 	}
 }
 
-// withhold takes back what the last look forbids, and records that.
+// withhold takes back what the last look forbids, and records that. Making such a record durable
+// takes time, in which more may be forbidden: so it looks again until a look forbids nothing, and
+// nothing that blocks follows that one.
 func (c *Custody) withhold(ctx context.Context, before View, who hierarchy.Principal, items []item) {
-	last := c.replica.View()
-	var records []audit.Record
-	for i := range items {
-		it := &items[i]
-		if it.err != nil {
-			continue
+	for {
+		last := c.replica.View()
+		var records []audit.Record
+		for i := range items {
+			it := &items[i]
+			if it.err != nil {
+				continue
+			}
+			if it.err = recheck(before, last, who, it); it.err != nil {
+				records = append(records, c.withheldRecord(who, it))
+			}
 		}
-		if it.err = recheck(before, last, who, it); it.err != nil {
-			r := c.recordOf(who, it)
-			r.Outcome = audit.OutcomeWithheld
-			records = append(records, r)
+		if len(records) == 0 {
+			return
 		}
+		// These are refused whether or not that can be written: nothing leaves that needs it.
+		if p, err := c.journal.Append(ctx, records); err == nil {
+			_ = c.journal.Wait(ctx, p)
+		}
+		before = last
 	}
-	if len(records) == 0 {
-		return
-	}
-	// The answers are refused whether or not this can be written: nothing leaves that needs it.
-	if p, err := c.journal.Append(ctx, records); err == nil {
-		_ = c.journal.Wait(ctx, p)
-	}
+}
+
+func (c *Custody) withheldRecord(who hierarchy.Principal, it *item) audit.Record {
+	r := c.recordOf(who, it)
+	r.Outcome = audit.OutcomeWithheld
+	return r
 }
 
 // tokenError says in the hierarchy's words how a token failed.
@@ -269,6 +299,8 @@ func tokenError(err error) error {
 		return nil
 	case errors.Is(err, hsm.ErrTagMismatch):
 		return hierarchy.ErrContextMismatch
+	case errors.Is(err, hsm.ErrBusy):
+		return fmt.Errorf("%w: %w", hierarchy.ErrRateLimited, err)
 	case errors.Is(err, hsm.ErrInvalidInput):
 		return fmt.Errorf("%w: %w", hierarchy.ErrInvalidArgument, err)
 	default:

@@ -15,6 +15,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/envelope"
+	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hsm"
 )
 
@@ -216,7 +217,7 @@ func TestStatesOfTenantsAndVersions(t *testing.T) {
 func TestDisabledMeanwhile(t *testing.T) {
 	for name, when := range map[string]func(w *world, f func()){
 		"while the token works":      func(w *world, f func()) { w.token.during = f },
-		"while the record is synced": func(w *world, f func()) { w.journal.during = f },
+		"while the record is synced": func(w *world, f func()) { w.journal.during = []func(){f} },
 	} {
 		for what, change := range map[string]struct {
 			f    func(w *world)
@@ -284,6 +285,38 @@ func TestTimeIsUpAtTheToken(t *testing.T) {
 	}
 }
 
+// The record of what was held back takes time as well, in which another tenant may be disabled.
+func TestDisabledWhileAnotherIsHeldBack(t *testing.T) {
+	w := newWorld(t)
+	w.allow(&commandpb.Rule{Service: "saas", Pattern: "*/orders", Ops: uint32(hierarchy.OpUnwrap)})
+	reqs := []custody.Request{
+		{Op: hierarchy.OpUnwrap, Envelope: w.sealed(acmeApp, "acme/orders")},
+		{Op: hierarchy.OpUnwrap, Envelope: w.sealed(globexApp, "globex/orders")},
+	}
+	w.journal.during = []func(){
+		func() { w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED) },
+		func() { w.tenant("globex", commandpb.TenantState_TENANT_STATE_DISABLED) },
+	}
+	resps := make([]custody.Response, len(reqs))
+	w.Do(context.Background(), saas, reqs, resps)
+	for _, r := range resps {
+		wantErr(t, r, hierarchy.ErrTenantDisabled)
+	}
+}
+
+// A tenant that lowers max_staleness is held to the new one by the very next look.
+func TestStalenessLoweredMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	second := int64(time.Second)
+	w.token.during = func() {
+		w.token.during = nil
+		w.apply(&commandpb.Command{Body: &commandpb.Command_SetTenant{SetTenant: &commandpb.SetTenant{TenantId: id("acme"), MaxStaleness: &second}}})
+	}
+	w.journal.during = []func(){func() { w.setView(1500*time.Millisecond, nil) }}
+	wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), hierarchy.ErrStale)
+}
+
 // A rotation in the middle takes nothing away: what the retired version sealed opens.
 func TestRotatedMeanwhile(t *testing.T) {
 	w := newWorld(t)
@@ -298,9 +331,18 @@ func TestRotatedMeanwhile(t *testing.T) {
 }
 
 func TestNothingLeavesWithoutItsRecord(t *testing.T) {
+	t.Run("not appended", func(t *testing.T) {
+		nothingLeaves(t, func(j *journal) { j.err = hierarchy.ErrAuditUnavailable })
+	})
+	t.Run("appended, and not known to be durable", func(t *testing.T) {
+		nothingLeaves(t, func(j *journal) { j.waitErr = hierarchy.ErrAuditUnavailable })
+	})
+}
+
+func nothingLeaves(t *testing.T, fail func(*journal)) {
 	w := newWorld(t)
 	env := w.sealed(acmeApp, "acme/orders")
-	w.journal.err = hierarchy.ErrAuditUnavailable
+	fail(w.journal)
 	handed := len(w.token.handed)
 	for _, r := range []custody.Request{
 		{Op: hierarchy.OpUnwrap, Envelope: env},
@@ -399,6 +441,32 @@ func TestBatchIsPerItem(t *testing.T) {
 	}
 	if diff := cmp.Diff([]audit.Outcome{audit.OutcomeOK, audit.OutcomeDenied, audit.OutcomeOK}, outcomes); diff != "" {
 		t.Errorf("recorded (-want +got):\n%s", diff)
+	}
+}
+
+// A stranger's refusals cost the others next to nothing: those that are too many are counted.
+func TestRefusalsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	reqs := make([]custody.Request, custody.MaxBatch)
+	for i := range reqs {
+		reqs[i] = custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders", Reason: strings.Repeat("\x01", custody.MaxReason)}
+	}
+	resps := make([]custody.Response, len(reqs))
+	before := w.journal.count()
+	w.Do(context.Background(), stranger, reqs, resps)
+	for i := range resps {
+		if !errors.Is(resps[i].Err, hierarchy.ErrPermissionDenied) {
+			t.Fatalf("item %d: %v", i, resps[i].Err)
+		}
+	}
+	if n := w.journal.count() - before; n != quota.RefusalsPerSecond {
+		t.Fatalf("%d records of %d refusals", n, len(reqs))
+	}
+	w.later(time.Second)
+	w.sealed(acmeApp, "acme/orders")
+	records := w.journal.since(before + quota.RefusalsPerSecond)
+	if len(records) != 2 || records[1].Kind != "refusals" || records[1].Caller.UID != stranger.UID || !strings.HasPrefix(records[1].Detail, "924 more refusals") {
+		t.Fatalf("%+v", records)
 	}
 }
 

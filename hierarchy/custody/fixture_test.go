@@ -20,7 +20,7 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-// The state is the real one, and so is what counts against limits. Token, journal and budget are stand-ins, because these tests are
+// The state is the real one. Token, journal and budget are stand-ins, because these tests are
 // about what happens between their steps: each can fail, and each can let something happen
 // while it works. The real ones are joined in package softhsmtests.
 
@@ -270,7 +270,8 @@ type journal struct {
 	records []audit.Record
 	dropped bool // they are counted for nothing
 	err     error
-	during  func() // runs while Wait waits
+	waitErr error
+	during  []func() // each runs while one Wait waits
 }
 
 func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position, error) {
@@ -290,13 +291,16 @@ func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position,
 
 func (j *journal) Wait(ctx context.Context, _ audit.Position) error {
 	j.mu.Lock()
-	during := j.during
-	j.during = nil
+	var during func()
+	if len(j.during) > 0 {
+		during, j.during = j.during[0], j.during[1:]
+	}
+	err := j.waitErr
 	j.mu.Unlock()
 	if during != nil {
 		during()
 	}
-	return ctx.Err()
+	return errors.Join(err, ctx.Err())
 }
 
 // since returns what was recorded after the first n records.

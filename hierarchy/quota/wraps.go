@@ -116,6 +116,9 @@ func (w *Wraps) propose(id versionID, size uint64) (uint64, error) {
 			return size, nil
 		case errors.Is(err, hierarchy.ErrCapacity) && size > 1:
 			size /= 2
+		case errors.Is(err, hierarchy.ErrOutcomeUnknown):
+			// Of the reservation, which is forfeited; of the seal that waits for it nothing is unknown.
+			return 0, fmt.Errorf("%w: seals could not be reserved: %v", hierarchy.ErrStale, err)
 		default:
 			return 0, fmt.Errorf("reserve seals: %w", err)
 		}
