@@ -24,7 +24,15 @@ func (a *adminService) AllowPolicy(ctx context.Context, m *kekdv1.AllowPolicyReq
 	for _, q := range m.Rule.RequiredContext {
 		rule.RequiredContext = append(rule.RequiredContext, &commandpb.RequiredContext{Key: q.Key, Value: q.Value})
 	}
+	limits, err := limitsOf(m.Rule.Limits)
+	if err != nil {
+		return nil, err
+	}
+	rule.Limits = limitCommands(limits)
 	r := AdminRecord{Kind: "policy-allow", Service: rule.Service, Detail: fmt.Sprintf("%s %s", rule.Pattern, ops)}
+	if !limits.None() {
+		r.Detail += fmt.Sprintf(" limits=%q", limits)
+	}
 	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
 		return &commandpb.Command{Body: &commandpb.Command_AllowPolicy{AllowPolicy: &commandpb.AllowPolicy{Rule: rule}}}, nil
 	})
@@ -116,7 +124,7 @@ func blockedBy(s *state.State, name hierarchy.KeyName, op hierarchy.Op) string {
 }
 
 func ruleMessage(r *policy.Rule) *kekdv1.Rule {
-	m := &kekdv1.Rule{Service: r.Service, Pattern: r.Pattern.String(), RequireReason: r.RequireReason}
+	m := &kekdv1.Rule{Service: r.Service, Pattern: r.Pattern.String(), RequireReason: r.RequireReason, Limits: limitMessages(r.Limits)}
 	for _, op := range hierarchy.AllOps {
 		if r.Ops.Has(op) {
 			m.Ops = append(m.Ops, op.String())

@@ -3,6 +3,7 @@ package socketapi
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -74,18 +75,30 @@ func (a *adminService) setTenantState(ctx context.Context, id []byte, kind, name
 }
 
 func (a *adminService) SetTenant(ctx context.Context, m *kekdv1.SetTenantRequest) (*kekdv1.Tenant, error) {
-	if m.MaxStaleness == nil {
+	var details []string
+	set := &commandpb.SetTenant{MaxStaleness: m.MaxStaleness}
+	if m.MaxStaleness != nil {
+		details = append(details, fmt.Sprintf("max_staleness=%v", time.Duration(*m.MaxStaleness)))
+	}
+	if m.Limits != nil {
+		limits, err := limitsOf(m.Limits.Limits)
+		if err != nil {
+			return nil, err
+		}
+		set.Limits = &commandpb.Limits{Limits: limitCommands(limits)}
+		details = append(details, fmt.Sprintf("limits=%q", limits))
+	}
+	if len(details) == 0 {
 		return nil, fmt.Errorf("%w: nothing to set", hierarchy.ErrInvalidArgument)
 	}
-	r := AdminRecord{Kind: "tenant-set", TenantName: m.Name, Detail: fmt.Sprintf("max_staleness=%v", time.Duration(*m.MaxStaleness))}
+	r := AdminRecord{Kind: "tenant-set", TenantName: m.Name, Detail: strings.Join(details, " ")}
 	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
 		t, err := tenantByName(s, m.Name)
 		if err != nil {
 			return nil, err
 		}
-		return &commandpb.Command{Body: &commandpb.Command_SetTenant{SetTenant: &commandpb.SetTenant{
-			TenantId: t.ID.ID[:], MaxStaleness: m.MaxStaleness,
-		}}}, nil
+		set.TenantId = t.ID.ID[:]
+		return &commandpb.Command{Body: &commandpb.Command_SetTenant{SetTenant: set}}, nil
 	})
 	return answerTenant(done.state, m.Name, done.index, err)
 }
@@ -118,7 +131,7 @@ func tenantMessage(s *state.State, t *state.Tenant, index uint64) *kekdv1.Tenant
 	m := &kekdv1.Tenant{
 		Id: t.ID.String(), Name: t.Name, State: t.State.String(), StateReason: t.StateReason,
 		CreatedAt: nanoseconds(t.CreatedAt), StateAt: nanoseconds(t.StateAt),
-		MaxStaleness: int64(t.MaxStaleness), Index: index,
+		MaxStaleness: int64(t.MaxStaleness), Limits: limitMessages(t.Limits), Index: index,
 	}
 	for _, id := range t.Placement {
 		m.Placement = append(m.Placement, regionName(s, id))

@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/unix-socket-api/apierr"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -181,6 +183,27 @@ func TestHintAndIdempotencyID(t *testing.T) {
 		[]any{got.Code, got.Message, got.Hint, got.IdempotencyID}); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// TestRetryAfter: how long to wait crosses both ways, and what every gRPC client understands says it.
+func TestRetryAfter(t *testing.T) {
+	over := &hierarchy.OverLimit{Limit: "tenant acme allows 10/d", Wait: 312 * time.Millisecond, Detail: "for the audit alone"}
+	sent := apierr.From(fmt.Errorf("item 3: %w", over))
+	if sent.Code != "RATE_LIMITED" || sent.RetryAfter != over.Wait || !strings.Contains(sent.Message, "tenant acme allows 10/d; wait 312ms") {
+		t.Errorf("sent: %+v", sent)
+	}
+	for how, err := range map[string]error{"status": apierr.FromStatus(sent.GRPCStatus().Err()), "batch": apierr.FromProto(sent.Proto())} {
+		var got *apierr.Error
+		if !errors.As(err, &got) || got.RetryAfter != over.Wait || !errors.Is(got, hierarchy.ErrRateLimited) {
+			t.Errorf("%s: got %+v", how, err)
+		}
+	}
+	for _, d := range sent.GRPCStatus().Details() {
+		if info, ok := d.(*errdetails.RetryInfo); ok && info.RetryDelay.AsDuration() == over.Wait {
+			return
+		}
+	}
+	t.Errorf("there is no RetryInfo in %v", sent.GRPCStatus().Details())
 }
 
 // TestOthersErrors: what gRPC says by itself, on either side.

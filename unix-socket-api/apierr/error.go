@@ -3,6 +3,7 @@ package apierr
 import (
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/unix-socket-api/kekdv1"
@@ -10,6 +11,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // Domain is the domain of every ErrorInfo that kekd sends.
@@ -33,6 +36,8 @@ type Error struct {
 	// IdempotencyID is the command's, if it was one: with it, a retry answers what the first
 	// call did. Else zero.
 	IdempotencyID hierarchy.CommandID
+	// RetryAfter is how long to wait before it can succeed; zero: not known.
+	RetryAfter time.Duration
 
 	grpc     codes.Code
 	sentinel error // nil: none stands for the code
@@ -55,6 +60,9 @@ func From(err error) *Error {
 	}
 	if h, ok := errors.AsType[*hinted](err); ok {
 		e.Hint = h.hint
+	}
+	if over, ok := errors.AsType[*hierarchy.OverLimit](err); ok {
+		e.RetryAfter = over.Wait
 	}
 	return e
 }
@@ -87,7 +95,11 @@ func (e *Error) GRPCStatus() *status.Status {
 		meta[metaIdempotencyID] = e.IdempotencyID.String()
 	}
 	st := status.New(e.grpc, e.Message)
-	full, err := st.WithDetails(&errdetails.ErrorInfo{Reason: e.Code, Domain: Domain, Metadata: meta})
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: e.Code, Domain: Domain, Metadata: meta}}
+	if e.RetryAfter > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
+	}
+	full, err := st.WithDetails(details...)
 	if err != nil { // the status is OK, or a string is not UTF-8: both are excluded above
 		return st
 	}
@@ -96,12 +108,12 @@ func (e *Error) GRPCStatus() *status.Status {
 
 // Proto is what a batch says of one operation.
 func (e *Error) Proto() *kekdv1.Error {
-	return &kekdv1.Error{Code: e.Code, Message: e.Message, Hint: e.Hint}
+	return &kekdv1.Error{Code: e.Code, Message: e.Message, Hint: e.Hint, RetryAfter: int64(e.RetryAfter)}
 }
 
 // FromProto reads what a batch said of one operation.
 func FromProto(p *kekdv1.Error) *Error {
-	e := &Error{Code: p.GetCode(), Message: p.GetMessage(), Hint: p.GetHint(), grpc: codes.Unknown}
+	e := &Error{Code: p.GetCode(), Message: p.GetMessage(), Hint: p.GetHint(), RetryAfter: time.Duration(p.GetRetryAfter()), grpc: codes.Unknown}
 	if t, ok := byReason(e.Code); ok {
 		e.grpc, e.sentinel = t.grpc, t.sentinel
 	}
@@ -121,15 +133,8 @@ func FromStatus(err error) error {
 	if !ok {
 		st = status.FromContextError(err)
 	}
-	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == Domain {
-			e := FromProto(&kekdv1.Error{Code: info.Reason, Message: st.Message(), Hint: info.Metadata[metaHint]})
-			e.grpc = st.Code()
-			if id, err := hierarchy.ParseID(info.Metadata[metaIdempotencyID]); err == nil {
-				e.IdempotencyID = hierarchy.CommandID{ID: id}
-			}
-			return e
-		}
+	if e := fromDetails(st); e != nil {
+		return e
 	}
 	e := FromProto(&kekdv1.Error{Code: code.Code_name[int32(st.Code())], Message: st.Message()})
 	e.grpc = st.Code()
@@ -140,6 +145,33 @@ func FromStatus(err error) error {
 		e.Code, e.sentinel, e.Hint = t.reason, t.sentinel, "send fewer operations in one message"
 	case codes.Unavailable:
 		e.Hint = "is kekd running, and is it this socket?"
+	}
+	return e
+}
+
+// fromDetails reads what the daemon itself said; nil if it did not.
+func fromDetails(st *status.Status) *Error {
+	var (
+		e     *Error
+		retry time.Duration
+	)
+	for _, d := range st.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.Domain != Domain {
+				continue
+			}
+			e = FromProto(&kekdv1.Error{Code: d.Reason, Message: st.Message(), Hint: d.Metadata[metaHint]})
+			e.grpc = st.Code()
+			if id, err := hierarchy.ParseID(d.Metadata[metaIdempotencyID]); err == nil {
+				e.IdempotencyID = hierarchy.CommandID{ID: id}
+			}
+		case *errdetails.RetryInfo:
+			retry = d.GetRetryDelay().AsDuration()
+		}
+	}
+	if e != nil {
+		e.RetryAfter = retry
 	}
 	return e
 }
