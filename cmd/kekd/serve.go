@@ -319,13 +319,17 @@ func (n *node) stop() error {
 	var errs []error
 
 	// Callers first: what is in flight is answered, nothing new is taken.
+	var draining sync.WaitGroup
 	for _, s := range []*socketapi.Server{n.keys, n.admin} {
 		if s != nil {
-			draining, cancel := context.WithTimeout(ctx, drainTimeout)
-			s.Shutdown(draining)
-			cancel()
+			draining.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+				defer cancel()
+				s.Shutdown(ctx)
+			})
 		}
 	}
+	draining.Wait()
 	// Then what acts by itself. A step of the reconciler that is cut off is taken up at the next
 	// start.
 	if n.stopBackground != nil {

@@ -142,10 +142,7 @@ func (w *Wraps) Return(ctx context.Context) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			err := w.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_ReturnWraps{ReturnWraps: &commandpb.ReturnWraps{
-				TenantId: id.tenant.ID[:], KeyId: id.key.ID[:], Version: id.version,
-				RegionId: w.region.ID[:], NodeId: w.node.ID[:], Count: uint64(left),
-			}}})
+			err := w.giveBack(ctx, id, uint64(left))
 			if err != nil {
 				mu.Lock()
 				errs = append(errs, err)
@@ -156,4 +153,20 @@ func (w *Wraps) Return(ctx context.Context) error {
 	})
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// giveBack returns seals in pieces of the size in which they are reserved at most.
+func (w *Wraps) giveBack(ctx context.Context, id versionID, left uint64) error {
+	for left > 0 {
+		n := min(left, lastBlock)
+		err := w.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_ReturnWraps{ReturnWraps: &commandpb.ReturnWraps{
+			TenantId: id.tenant.ID[:], KeyId: id.key.ID[:], Version: id.version,
+			RegionId: w.region.ID[:], NodeId: w.node.ID[:], Count: n,
+		}}})
+		if err != nil {
+			return err
+		}
+		left -= n
+	}
+	return nil
 }

@@ -44,6 +44,9 @@ func (l *ledger) Propose(ctx context.Context, c *commandpb.Command) error {
 		return l.err
 	}
 	if r := c.GetReturnWraps(); r != nil {
+		if r.Count > 1<<24 {
+			return fmt.Errorf("%w: a block of %d", hierarchy.ErrInvalidArgument, r.Count)
+		}
 		l.returned += r.Count
 		l.reserved -= r.Count
 		return nil
@@ -200,6 +203,27 @@ func TestTheClusterIsAway(t *testing.T) {
 		time.Sleep(time.Second) // of synctest's clock
 		if err := w.Take(t.Context(), tenant, key, 1, 1); err != nil {
 			t.Fatalf("after it came back: %v", err)
+		}
+	})
+}
+
+func TestALargeRestGoesBackToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &ledger{limit: 1 << 32}
+		w := newWraps(l)
+		used := uint64(0)
+		for len(l.sizes()) < 10 || l.sizes()[9] < 1<<24 { // until a block of the largest size is fresh
+			if err := w.Take(t.Context(), tenant, key, 1, 1024); err != nil {
+				t.Fatal(err)
+			}
+			used += 1024
+			synctest.Wait()
+		}
+		if err := w.Return(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if l.reserved != used {
+			t.Fatalf("%d stay reserved, %d were used", l.reserved, used)
 		}
 	})
 }

@@ -67,6 +67,9 @@ func plan(s *state.State, region hierarchy.RegionID, have map[hierarchy.ObjectID
 						add(st)
 					}
 				}
+				if !rk.Minted && v.State != hierarchy.PreActive {
+					continue // compromised before it was minted: nobody may ever use it
+				}
 				if !rk.Minted {
 					st.action, st.object = mint, hierarchy.KEKObjectID(s.ClusterID(), t.ID, k.ID, v.Number, region, v.Attempt)
 					add(st)
