@@ -58,7 +58,7 @@ func (a *app) callFault(err error) *fault {
 	if !ok {
 		return &fault{exit: exitLocal, code: codeLocal, message: err.Error(), uncertain: true}
 	}
-	f := &fault{exit: exitRefused, code: e.Code, message: e.Message, hint: e.Hint}
+	f := &fault{exit: exitRefused, code: e.Code, message: e.Message, hint: e.Hint, retryAfter: e.RetryAfter}
 	lost := func(message, hint string) {
 		*f = fault{exit: exitLocal, code: apierr.CodeUnavailable, message: message, hint: hint, uncertain: true}
 	}

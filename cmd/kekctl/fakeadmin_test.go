@@ -87,10 +87,20 @@ func (f *fakeAdmin) EnableTenant(_ context.Context, r *kekdv1.EnableTenantReques
 }
 
 func (f *fakeAdmin) SetTenant(_ context.Context, r *kekdv1.SetTenantRequest) (*kekdv1.Tenant, error) {
-	if d := time.Duration(r.GetMaxStaleness()); d < time.Second || d > 24*time.Hour {
+	if d := time.Duration(r.GetMaxStaleness()); r.MaxStaleness != nil && (d < time.Second || d > 24*time.Hour) {
 		return nil, fmt.Errorf("%w: max_staleness %s: use 1s to 24h", hierarchy.ErrInvalidArgument, d)
 	}
-	return f.setTenant(r.IdempotencyId, r.Name, "tenant-set", "", func(t *kekdv1.Tenant) { t.MaxStaleness = *r.MaxStaleness })
+	if _, err := limitsOf(r.Limits.GetLimits()); err != nil {
+		return nil, err
+	}
+	return f.setTenant(r.IdempotencyId, r.Name, "tenant-set", "", func(t *kekdv1.Tenant) {
+		if r.MaxStaleness != nil {
+			t.MaxStaleness = *r.MaxStaleness
+		}
+		if r.Limits != nil {
+			t.Limits = r.Limits.Limits
+		}
+	})
 }
 
 func (f *fakeAdmin) CreateKey(_ context.Context, r *kekdv1.CreateKeyRequest) (*kekdv1.Key, error) {

@@ -25,6 +25,9 @@ type fakeHierarchy struct {
 	rules    []policy.Rule
 	sealed   map[string]*fakeSealed
 	records  []fakeRecord
+	used     map[string]uint64 // by limit and window
+	refused  map[string]bool   // the same
+	missed   uint64            // by the next who watches
 }
 
 // fakeSealed is what the fake remembers instead of encrypting.
@@ -36,14 +39,17 @@ type fakeSealed struct {
 }
 
 type fakeRecord struct {
-	Kind    string `json:"kind"`
-	At      string `json:"at"`
-	Tenant  string `json:"tenant_name,omitempty"`
-	Key     string `json:"key,omitempty"`
-	Outcome string `json:"outcome"`
-	Code    string `json:"code,omitempty"`
-	Reason  string `json:"reason,omitempty"`
-	Seq     int    `json:"seq"`
+	Kind    string  `json:"kind"`
+	At      string  `json:"at"`
+	Tenant  string  `json:"tenant_name,omitempty"`
+	Key     string  `json:"key,omitempty"`
+	Outcome string  `json:"outcome"`
+	Code    string  `json:"code,omitempty"`
+	UID     *uint32 `json:"uid,omitempty"`
+	Service string  `json:"service,omitempty"`
+	Reason  string  `json:"reason,omitempty"`
+	Detail  string  `json:"detail,omitempty"`
+	Seq     int     `json:"seq"`
 }
 
 func newFakeHierarchy() *fakeHierarchy {
@@ -56,6 +62,8 @@ func newFakeHierarchy() *fakeHierarchy {
 		keys:     make(map[hierarchy.KeyName]*kekdv1.Key),
 		services: make(map[string]*kekdv1.Service),
 		sealed:   make(map[string]*fakeSealed),
+		used:     make(map[string]uint64),
+		refused:  make(map[string]bool),
 	}
 }
 
@@ -74,12 +82,13 @@ func once[T any](h *fakeHierarchy, id []byte, change func() (T, error)) (T, erro
 	return v, err
 }
 
-func (h *fakeHierarchy) record(kind, tenant, key, reason string, err error) {
+func (h *fakeHierarchy) record(kind, tenant, key, reason string, err error) *fakeRecord {
 	r := fakeRecord{Kind: kind, At: time.Now().UTC().Format(time.RFC3339Nano), Tenant: tenant, Key: key, Outcome: "ok", Reason: reason, Seq: len(h.records) + 1}
 	if err != nil {
-		r.Outcome = "denied"
+		r.Outcome, r.Code = "denied", hierarchy.Code(err)
 	}
 	h.records = append(h.records, r)
+	return &h.records[len(h.records)-1]
 }
 
 func (r fakeRecord) line() string {

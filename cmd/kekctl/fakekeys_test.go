@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -21,7 +22,17 @@ type fakeKeys struct {
 
 // authorise knows one caller: whoever runs the tests.
 func (f *fakeKeys) authorise(op hierarchy.Op, key hierarchy.KeyName, entries []*kekdv1.ContextEntry, reason string) (ec hierarchy.Context, err error) {
-	defer func() { f.h.record(op.String(), key.Tenant, key.Key, reason, err) }()
+	service, uid := "", uint32(os.Getuid())
+	defer func() {
+		over, ok := errors.AsType[*hierarchy.OverLimit](err)
+		if ok && over.Detail == "" {
+			return // of a window only the first
+		}
+		r := f.h.record(op.String(), key.Tenant, key.Key, reason, err)
+		if r.Service, r.UID = service, &uid; ok {
+			r.Detail = over.Detail
+		}
+	}()
 	if ec, err = contextOf(entries); err != nil {
 		return nil, err
 	}
@@ -29,10 +40,14 @@ func (f *fakeKeys) authorise(op hierarchy.Op, key hierarchy.KeyName, entries []*
 		if s.Uid == nil || int(*s.Uid) != os.Getuid() {
 			continue
 		}
-		if f.h.decide(name, policy.Request{Op: op, Key: key, Context: ec, Reason: reason}).Allowed {
+		if d := f.h.decide(name, policy.Request{Op: op, Key: key, Context: ec, Reason: reason}); d.Allowed {
+			service = name
 			t, err := f.h.tenant(key.Tenant)
 			if err == nil && t.State == "disabled" {
 				err = fmt.Errorf("%w: %s", hierarchy.ErrTenantDisabled, key.Tenant)
+			}
+			if err == nil {
+				err = f.h.use(t, d.Rule)
 			}
 			return ec, err
 		}

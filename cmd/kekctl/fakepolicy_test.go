@@ -71,6 +71,9 @@ func (f *fakeAdmin) AllowPolicy(_ context.Context, r *kekdv1.AllowPolicyRequest)
 		for _, c := range r.Rule.RequiredContext {
 			rule.Required = append(rule.Required, policy.Requirement{Key: c.Key, AnyValue: c.Value == nil, Value: c.GetValue()})
 		}
+		if rule.Limits, err = limitsOf(r.Rule.Limits); err != nil {
+			return nil, err
+		}
 		f.forget(rule.Service, pattern.String())
 		f.h.rules = append(f.h.rules, rule)
 		return ruleProto(&rule), nil
@@ -84,7 +87,7 @@ func (f *fakeAdmin) forget(service, pattern string) bool {
 }
 
 func ruleProto(r *policy.Rule) *kekdv1.Rule {
-	out := &kekdv1.Rule{Service: r.Service, Pattern: r.Pattern.String(), Ops: strings.Split(r.Ops.String(), ","), RequireReason: r.RequireReason}
+	out := &kekdv1.Rule{Service: r.Service, Pattern: r.Pattern.String(), Ops: strings.Split(r.Ops.String(), ","), RequireReason: r.RequireReason, Limits: limitProtos(r.Limits)}
 	for _, q := range r.Required {
 		c := &kekdv1.RequiredContext{Key: q.Key}
 		if !q.AnyValue {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +38,8 @@ type fault struct {
 	code    string
 	message string
 	hint    string // what to do next; may be empty
+	// retryAfter is how long to wait before it can succeed; 0: not known.
+	retryAfter time.Duration
 
 	// uncertain tells that the daemon may have done what was asked for all the same.
 	uncertain bool
@@ -77,11 +80,16 @@ func (a *app) fault(cmd *cobra.Command, err error) *fault {
 // render writes the fault for people, or as one line of JSON.
 func (f *fault) render(w io.Writer, asJSON bool) {
 	if asJSON {
+		retryAfter := ""
+		if f.retryAfter > 0 {
+			retryAfter = formatDuration(f.retryAfter)
+		}
 		line, err := encodeLine(struct {
-			Code    string `json:"code"`
-			Message string `json:"message"`
-			Hint    string `json:"hint"`
-		}{f.code, f.message, f.hint})
+			Code       string `json:"code"`
+			Message    string `json:"message"`
+			Hint       string `json:"hint"`
+			RetryAfter string `json:"retry_after,omitempty"`
+		}{f.code, f.message, f.hint, retryAfter})
 		if err == nil {
 			w.Write(line)
 		}

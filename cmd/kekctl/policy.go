@@ -25,18 +25,20 @@ func (a *app) policyAllowCommand() *cobra.Command {
 		ops           string
 		required      []string
 		requireReason bool
+		limits        []string
 	)
 	cmd := &cobra.Command{
 		Use:   "allow SERVICE PATTERN --ops OPS",
 		Short: "Allow a service operations on the keys that a pattern names, instead of what that pattern allowed before",
 		Example: `  kekctl policy allow billing acme/orders --ops wrap,unwrap,datakey,rewrap
-  kekctl policy allow saas '*/orders' --ops datakey,unwrap --require-context 'tenant={tenant}'`,
+  kekctl policy allow saas '*/orders' --ops datakey,unwrap --require-context 'tenant={tenant}' --limit 100/s --limit 10000/d`,
 		Args:              arguments("SERVICE", "PATTERN"),
 		ValidArgsFunction: a.completeServiceThenKey,
 	}
 	cmd.Flags().StringVar(&ops, "ops", "", "`OPS`, separated by commas: wrap, unwrap, datakey, rewrap (required)")
 	cmd.Flags().StringArrayVar(&required, "require-context", nil, "`KEY=VALUE` that the encryption context must have, where {tenant} stands for the tenant's name; KEY alone: any value; may be repeated")
 	cmd.Flags().BoolVar(&requireReason, "require-reason", false, "the caller must state a reason")
+	cmd.Flags().StringArrayVar(&limits, "limit", nil, limitUsage+"; each tenant is counted for itself; may be repeated")
 	cmd.RegisterFlagCompletionFunc("ops", cobra.FixedCompletions(opNames(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if ops == "" {
@@ -56,6 +58,9 @@ func (a *app) policyAllowCommand() *cobra.Command {
 				return err
 			}
 			rule.RequiredContext = append(rule.RequiredContext, req)
+		}
+		if rule.Limits, err = parseLimits(limits); err != nil {
+			return err
 		}
 		r, err := change(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.Rule, error) {
 			return c.AllowPolicy(ctx, &kekdv1.AllowPolicyRequest{IdempotencyId: id, Rule: rule})

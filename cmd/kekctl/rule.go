@@ -13,6 +13,7 @@ type ruleOut struct {
 	Ops             []string         `json:"ops"`
 	RequiredContext []requirementOut `json:"required_context"`
 	RequireReason   bool             `json:"require_reason"`
+	Limits          []limitOut       `json:"limits"`
 }
 
 type requirementOut struct {
@@ -27,6 +28,7 @@ func newRuleOut(r *kekdv1.Rule) ruleOut {
 		Ops:             append([]string{}, r.Ops...),
 		RequiredContext: make([]requirementOut, 0, len(r.RequiredContext)),
 		RequireReason:   r.RequireReason,
+		Limits:          newLimitsOut(r.Limits),
 	}
 	for _, c := range r.RequiredContext {
 		out.RequiredContext = append(out.RequiredContext, requirementOut{c.Key, c.Value})
@@ -36,9 +38,9 @@ func newRuleOut(r *kekdv1.Rule) ruleOut {
 
 func (a *app) printRules(v any, rules ...*kekdv1.Rule) error {
 	return a.print(v, func(w io.Writer) {
-		row(w, "SERVICE", "PATTERN", "OPS", "REQUIRED CONTEXT", "REASON REQUIRED")
+		row(w, "SERVICE", "PATTERN", "OPS", "REQUIRED CONTEXT", "REASON REQUIRED", "LIMITS")
 		for _, r := range rules {
-			row(w, r.Service, r.Pattern, strings.Join(r.Ops, ","), requirements(r), yesNo(r.RequireReason))
+			row(w, r.Service, r.Pattern, strings.Join(r.Ops, ","), requirements(r), yesNo(r.RequireReason), strings.Join(limitTexts(r.Limits), " "))
 		}
 	})
 }
@@ -51,6 +53,9 @@ func ruleText(r *kekdv1.Rule) string {
 	}
 	if r.RequireReason {
 		text += " --require-reason"
+	}
+	for _, l := range limitTexts(r.Limits) {
+		text += " --limit " + l
 	}
 	return text
 }

@@ -58,12 +58,15 @@ func runScripts(t *testing.T, dir string) {
 //	fake blank METHOD       do it, and answer with nothing filled in
 //	fake short METHOD       do it, and answer with a data key that lacks a byte
 //	fake hanging            wait for the next call that hangs
+//	fake miss               let whoever watches miss seven events
 //	fake stop               end
 func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	f := ts.Value(fakeKey{}).(*fakeDaemon)
 	switch {
 	case !neg && len(args) == 1 && args[0] == "stop":
 		f.stop()
+	case !neg && len(args) == 1 && args[0] == "miss":
+		f.miss(7)
 	case !neg && len(args) == 1 && args[0] == "hanging":
 		f.waitHanging(ts)
 	case !neg && len(args) == 2:
@@ -71,7 +74,7 @@ func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	case !neg && len(args) == 3:
 		f.inject(args[1], fakeFault{kind: args[0], code: args[2]})
 	default:
-		ts.Fatalf("usage: fake stop|hanging|fail|grpc|hang|lose|blank|short METHOD [CODE]")
+		ts.Fatalf("usage: fake stop|hanging|miss|fail|grpc|hang|lose|blank|short METHOD [CODE]")
 	}
 }
 

@@ -13,15 +13,16 @@ import (
 )
 
 type tenantOut struct {
-	ID           string   `json:"id"`
-	Name         string   `json:"name"`
-	State        string   `json:"state"`
-	StateReason  string   `json:"state_reason"`
-	StateAt      string   `json:"state_at"`
-	CreatedAt    string   `json:"created_at"`
-	MaxStaleness string   `json:"max_staleness"`
-	Placement    []string `json:"placement"`
-	Keys         uint64   `json:"keys"`
+	ID           string     `json:"id"`
+	Name         string     `json:"name"`
+	State        string     `json:"state"`
+	StateReason  string     `json:"state_reason"`
+	StateAt      string     `json:"state_at"`
+	CreatedAt    string     `json:"created_at"`
+	MaxStaleness string     `json:"max_staleness"`
+	Placement    []string   `json:"placement"`
+	Keys         uint64     `json:"keys"`
+	Limits       []limitOut `json:"limits"`
 }
 
 func newTenantOut(t *kekdv1.Tenant) tenantOut {
@@ -35,6 +36,7 @@ func newTenantOut(t *kekdv1.Tenant) tenantOut {
 		MaxStaleness: formatDuration(time.Duration(t.MaxStaleness)),
 		Placement:    append([]string{}, t.Placement...),
 		Keys:         t.Keys,
+		Limits:       newLimitsOut(t.Limits),
 	}
 }
 
@@ -46,6 +48,7 @@ func (a *app) tenantCommand() *cobra.Command {
 		a.tenantDisableCommand(),
 		a.tenantEnableCommand(),
 		a.tenantSetCommand(),
+		a.tenantWatchCommand(),
 	)
 }
 
@@ -63,9 +66,9 @@ func (a *app) changeTenant(cmd *cobra.Command, name string, call func(ctx contex
 
 func (a *app) printTenants(v any, tenants ...*kekdv1.Tenant) error {
 	return a.print(v, func(w io.Writer) {
-		row(w, "NAME", "STATE", "KEYS", "MAX STALENESS", "PLACEMENT", "CREATED", "ID", "REASON")
+		row(w, "NAME", "STATE", "KEYS", "MAX STALENESS", "PLACEMENT", "CREATED", "ID", "LIMITS", "REASON")
 		for _, t := range tenants {
-			row(w, t.Name, t.State, t.Keys, formatDuration(time.Duration(t.MaxStaleness)), strings.Join(t.Placement, ","), shortTime(t.CreatedAt), t.Id, t.StateReason)
+			row(w, t.Name, t.State, t.Keys, formatDuration(time.Duration(t.MaxStaleness)), strings.Join(t.Placement, ","), shortTime(t.CreatedAt), t.Id, strings.Join(limitTexts(t.Limits), " "), t.StateReason)
 		}
 	})
 }
@@ -172,21 +175,38 @@ func (a *app) tenantEnableCommand() *cobra.Command {
 }
 
 func (a *app) tenantSetCommand() *cobra.Command {
-	var staleness duration
+	var (
+		staleness duration
+		limits    []string
+	)
 	cmd := &cobra.Command{
-		Use:               "set NAME --max-staleness DURATION",
-		Short:             "Change a tenant's settings",
+		Use:   "set NAME",
+		Short: "Change a tenant's settings; what is not given stays",
+		Example: `  kekctl tenant set acme --max-staleness 10s
+  kekctl tenant set acme --limit 1000/s --limit 1000000/d`,
 		Args:              arguments("NAME"),
 		ValidArgsFunction: a.completeTenant,
 	}
 	cmd.Flags().Var(&staleness, "max-staleness", "how old a node's copy of the hierarchy may be to serve this tenant, 1s to 1d")
+	cmd.Flags().StringArrayVar(&limits, "limit", nil, limitUsage+"; over all services, instead of the limits that there were; none lifts them; may be repeated")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !cmd.Flags().Changed("max-staleness") {
-			return usagef(cmd, "say what to set: --max-staleness")
+		set := &kekdv1.SetTenantRequest{Name: args[0]}
+		if cmd.Flags().Changed("max-staleness") {
+			ns := int64(staleness)
+			set.MaxStaleness = &ns
 		}
-		ns := int64(staleness)
+		if len(limits) > 0 {
+			var err error
+			if set.Limits, err = parseLimitsOrNone(cmd, limits); err != nil {
+				return err
+			}
+		}
+		if set.MaxStaleness == nil && set.Limits == nil {
+			return usagef(cmd, "say what to set: --max-staleness or --limit")
+		}
 		return a.changeTenant(cmd, args[0], func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.Tenant, error) {
-			return c.SetTenant(ctx, &kekdv1.SetTenantRequest{IdempotencyId: id, Name: args[0], MaxStaleness: &ns})
+			set.IdempotencyId = id
+			return c.SetTenant(ctx, set)
 		})
 	}
 	return changing(cmd)
