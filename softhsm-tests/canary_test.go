@@ -27,6 +27,7 @@ import (
 // No data key that a daemon ever saw in the clear stands in a file that it wrote: not in Raft's
 // log and snapshots, not in the audit, and not in the log at its most talkative.
 func TestNoDataKeyIsWrittenAnywhere(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	m := n.behindFaults()
 	n.Extra = `log.level = "debug"`

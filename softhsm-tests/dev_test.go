@@ -16,6 +16,7 @@ import (
 
 // What was there is there again, after an orderly stop and after kill -9.
 func TestDevGoesOnWithWhatIsThere(t *testing.T) {
+	t.Parallel()
 	dir := tempDir(t)
 	c := start(t, dir)
 	setUp(t, c.Nodes[0], "acme")
@@ -50,6 +51,7 @@ func TestDevGoesOnWithWhatIsThere(t *testing.T) {
 }
 
 func TestDevKeepsDeadNodesInTheList(t *testing.T) {
+	t.Parallel()
 	c := start(t, tempDir(t))
 	id := c.Nodes[0].ID
 	if err := syscall.Kill(c.Nodes[0].PID, syscall.SIGKILL); err != nil {
@@ -66,6 +68,7 @@ func TestDevKeepsDeadNodesInTheList(t *testing.T) {
 }
 
 func TestASecondDevInTheSameDirectory(t *testing.T) {
+	t.Parallel()
 	c := start(t, tempDir(t))
 	out, err := exec.Command(kekd, "dev", "--dir", c.Dir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another kekd dev runs in "+c.Dir) {
@@ -78,6 +81,7 @@ func TestASecondDevInTheSameDirectory(t *testing.T) {
 
 // What is secret is closed to other users, though they may reach the socket.
 func TestFilesAreClosed(t *testing.T) {
+	t.Parallel()
 	c := start(t, tempDir(t))
 	for _, path := range []string{c.Nodes[0].PINFile, c.Nodes[0].DataDir, filepath.Dir(c.Nodes[0].PINFile), c.Nodes[0].SoftHSM2Conf, logOf(c.Nodes[0])} {
 		info, err := os.Stat(path)

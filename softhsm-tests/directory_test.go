@@ -11,6 +11,7 @@ import (
 
 // A second daemon on a data directory that is served is refused, and disturbs nobody.
 func TestASecondDaemonOnTheDataDirectory(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme")
@@ -34,6 +35,7 @@ func TestASecondDaemonOnTheDataDirectory(t *testing.T) {
 }
 
 func TestSocketPathOfALivingDaemon(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme")
@@ -54,6 +56,7 @@ func TestSocketPathOfALivingDaemon(t *testing.T) {
 }
 
 func TestSocketPathIsAFile(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	if err := os.WriteFile(n.Socket, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
@@ -65,6 +68,7 @@ func TestSocketPathIsAFile(t *testing.T) {
 }
 
 func TestSocketDirectoryIsNotThere(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	n.Socket = filepath.Join(n.Dir, "run", "kekd.sock")
 	n.refused(1, []string{n.Socket, "no such file or directory"}, "serve")
@@ -72,6 +76,7 @@ func TestSocketDirectoryIsNotThere(t *testing.T) {
 
 // A socket that a killed daemon left is replaced by the next one.
 func TestSocketOfAKilledDaemon(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	n.serve().kill()
 	if c, err := net.Dial("unix", n.Socket); err == nil {

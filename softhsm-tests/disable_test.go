@@ -14,6 +14,7 @@ import (
 // Once a command that closes has returned, no unwrap that is invoked later succeeds, whatever is under
 // way; and once one that opens has returned, the next succeeds at once.
 func TestClosedUnderLoad(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme", "globex")

@@ -18,6 +18,7 @@ import (
 // What must not open does not, in whatever way it is put before a daemon, and an innocent caller
 // does not notice.
 func TestEnvelopes(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme", "globex")

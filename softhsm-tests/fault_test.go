@@ -183,6 +183,7 @@ func (n *node) mounted(what string, options ...string) {
 
 // A disk that is full costs no promise. Room that is made is used.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	n.onTmpfs(160)
 	d := n.serve()
@@ -210,6 +211,7 @@ func TestDiskFull(t *testing.T) {
 
 // A disk that has become read-only, as ext4 does after an error, ends the daemon.
 func TestDiskReadOnly(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	n.onExt4(300)
 	d := n.serve()
@@ -283,6 +285,7 @@ func (n *node) journal() string {
 func (n *node) raftLog() string { return filepath.Join(n.DataDir, "raft", "raft", "log.db") }
 
 func TestDiskFails(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		file   func(n *node) string
@@ -311,6 +314,7 @@ func TestDiskFails(t *testing.T) {
 
 // A disk that hangs lets nothing out either, and when it comes back all goes on.
 func TestDiskHangs(t *testing.T) {
+	t.Parallel()
 	for name, file := range map[string]func(n *node) string{"journal": (*node).journal, "Raft": (*node).raftLog} {
 		t.Run(name, func(t *testing.T) {
 			n := initialised(t)

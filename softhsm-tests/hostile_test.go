@@ -281,12 +281,9 @@ func refusals(t *testing.T, ctx context.Context, n *node) {
 
 func reconnecting(t *testing.T, ctx context.Context, n *node) {
 	for ctx.Err() == nil {
-		conns, err := connectMany(ctx, n.Socket, floodUID, 50)
+		conns, err := connectMany(t.Context(), n.Socket, floodUID, 50)
 		if err != nil {
-			if ctx.Err() == nil {
-				t.Fatal(err)
-			}
-			return
+			t.Fatal(err)
 		}
 		for _, c := range conns {
 			_, _ = io.WriteString(c, preface)

@@ -27,6 +27,7 @@ const (
 
 // Who calls is said by the kernel, and what he may do by the policy.
 func TestCallersAreToldApart(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme", "globex")
@@ -86,6 +87,7 @@ func each(t *testing.T, k kekdv1.KeyServiceClient, key string, sealed []byte) ma
 
 // The program of another user is told what a client in this process is.
 func TestKekctlOfAnotherUser(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme")
@@ -105,6 +107,7 @@ func TestKekctlOfAnotherUser(t *testing.T) {
 // The admin socket serves administrators alone, also where its mode lets others through, and every
 // refused call is in the audit.
 func TestAdminSocketOfAnotherUser(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme")

@@ -10,6 +10,7 @@ import (
 )
 
 func TestServeOnAnUninitialisedDirectory(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	n.refused(1, []string{n.DataDir + " is not initialised", "kekd init --config " + n.configPath()}, "serve")
 	if _, err := os.Stat(n.DataDir); !os.IsNotExist(err) {
@@ -18,6 +19,7 @@ func TestServeOnAnUninitialisedDirectory(t *testing.T) {
 }
 
 func TestInitTwice(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	before := tree(t, n.Dir)
 	n.refused(1, []string{n.DataDir + " is initialised already", "kekd serve"}, "init")
@@ -93,6 +95,7 @@ func TestInitKilledAtRandomMoments(t *testing.T) {
 }
 
 func TestConfigurationsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	base := initialised(t)
 	long := "/run/" + strings.Repeat("x", 120) + ".sock"
 	for name, c := range map[string]struct {

@@ -32,6 +32,7 @@ func (n *node) behindFaults() *faultmodule.Module {
 const statusOfPIN = 78
 
 func TestPINFileMissing(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	m := n.behindFaults()
 	if err := os.Remove(n.PINFile); err != nil {
@@ -42,6 +43,7 @@ func TestPINFileMissing(t *testing.T) {
 }
 
 func TestPINFileOpenToEverybody(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	m := n.behindFaults()
 	if err := os.Chmod(n.PINFile, 0o644); err != nil {
@@ -61,6 +63,7 @@ func neverLoggedIn(t *testing.T, m *faultmodule.Module) {
 
 // A wrong PIN is tried once: a token may lock itself after three.
 func TestPINWrong(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	m := n.behindFaults()
 	wrong := "wrong-" + string(canary())
@@ -84,6 +87,7 @@ func TestPINWrong(t *testing.T) {
 }
 
 func TestPINOneTryLeft(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	m := n.behindFaults()
 	m.Control.Set("token flags=CKF_USER_PIN_FINAL_TRY")
@@ -95,6 +99,7 @@ func TestPINOneTryLeft(t *testing.T) {
 
 // The PIN is on no command line, in no environment and in no log, of any process at any moment.
 func TestPINIsSeenNowhere(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	ctx, stop := context.WithCancel(t.Context())
 	seen := make(chan string, 1)
@@ -105,6 +110,7 @@ func TestPINIsSeenNowhere(t *testing.T) {
 				seen <- where
 				return
 			}
+			time.Sleep(time.Millisecond)
 		}
 	}()
 	n.Extra = `lock_memory = false`
@@ -161,24 +167,28 @@ func inProc(file string) string {
 }
 
 func TestModuleIsNotThere(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	n.Module = "/nonexistent/libpkcs11.so"
 	n.refused(1, []string{"the PKCS#11 module cannot be loaded", n.Module}, "serve")
 }
 
 func TestModuleIsNone(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	n.Module = n.configPath()
 	n.refused(1, []string{"the PKCS#11 module cannot be loaded", n.Module}, "serve")
 }
 
 func TestNoToken(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	n.Token = "pkcs11:token=other?pin-source=file:" + n.PINFile
 	n.refused(1, []string{"no token fits the URI", "kekd"}, "serve")
 }
 
 func TestTwoTokensWithTheLabel(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	serials := n.serials()
 	n.softHSM("softhsm2-util", "--init-token", "--free", "--label", "kekd", "--so-pin", "12345678", "--pin", "87654321")
@@ -225,6 +235,7 @@ func (n *node) serials() []string {
 
 // A token that has lost a key loses that key alone: the daemon says which, and serves the others on.
 func TestTokenLostAKey(t *testing.T) {
+	t.Parallel()
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme", "globex")
