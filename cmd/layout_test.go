@@ -20,7 +20,7 @@ var mayImport = map[string][]string{
 	"hierarchy/audit":     {},
 	"hierarchy/state":     {"hierarchy/commandpb", "hierarchy/policy"},
 	"hierarchy/quota":     {"hierarchy/commandpb", "hierarchy/state", "hierarchy/policy"},
-	"hierarchy/custody":   {"hierarchy/state", "hierarchy/policy", "hierarchy/envelope", "hierarchy/audit", "hsm"},
+	"hierarchy/custody":   {"hierarchy/state", "hierarchy/policy", "hierarchy/envelope", "hierarchy/audit", "hierarchy/quota", "hsm"},
 	"hierarchy/reconcile": {"hierarchy/state", "hierarchy/commandpb", "hsm"},
 
 	"hsm":          {},
