@@ -62,7 +62,11 @@ func TestHostileCallers(t *testing.T) {
 			if calls == 0 || p99 > 2*time.Second {
 				t.Errorf("the victim had %d calls, with a p99 of %v", calls, p99)
 			}
-			t.Logf("the victim's p99: %v of %d calls; left alone: %v; the daemon has %d MiB", p99, calls, calm, residentMiB(t, n.PID))
+			mib := residentMiB(t, n.PID)
+			if mib > 800 { // its own limit for Go's memory is 512
+				t.Errorf("one user made the daemon take %d MiB", mib)
+			}
+			t.Logf("the victim's p99: %v of %d calls; left alone: %v; the daemon has %d MiB", p99, calls, calm, mib)
 		})
 	}
 	victim.stop()
@@ -71,10 +75,6 @@ func TestHostileCallers(t *testing.T) {
 	eventually(t, 20*time.Second, "the daemon lets go of what the attackers held", func() bool { return len(descriptors(t, n.PID)) < 100 })
 	sealAndOpen(t, n, "acme/orders")
 	verifyAudit(t, n)
-	// All that one user may hold at once: its connections, and its operations with answers of 4 KiB.
-	if mib := residentMiB(t, n.PID); mib > 1024 {
-		t.Errorf("the daemon has %d MiB", mib)
-	}
 	d.stop()
 	if strings.Contains(d.says(), "panic") {
 		t.Error("a call panicked")

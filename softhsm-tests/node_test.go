@@ -283,6 +283,9 @@ func (d *daemon) says() string {
 // kill ends it with SIGKILL, if it has not ended, and waits until its children are gone with it.
 func (d *daemon) kill() {
 	d.n.t.Helper()
+	if !d.running() {
+		return // and its PID may be another's by now
+	}
 	children := childrenOf(d.n.t, d.cmd.Process.Pid)
 	_ = d.cmd.Process.Kill()
 	<-d.exited
