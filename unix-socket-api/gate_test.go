@@ -201,7 +201,7 @@ func TestHalfOpenConnections(t *testing.T) {
 // TestUnreadAnswers: unary calls whose answers are not read do not fill the daemon's memory. The
 // connection is refused further calls, and is closed in the end.
 func TestUnreadAnswers(t *testing.T) {
-	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.Unsent, l.SendTimeout = 1<<20, 100*time.Millisecond })
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.Unsent, l.SendTimeout = 1<<20, time.Second })
 	conn, err := grpc.NewClient("unix:"+s.path, grpc.WithTransportCredentials(insecureCredentials), grpc.WithStaticStreamWindowSize(64<<10))
 	if err != nil {
 		t.Fatal(err)

@@ -84,8 +84,37 @@ func (t *Token) judge(s *slot, err error) (again bool) {
 	return false
 }
 
-// list reads the token's key objects: all of them again, or only those that are new.
+// list reads the token's key objects: all of them again, or only those that are new. Where one ID
+// seems to have several keys it reads them again for up to 14 ms: what another process is just
+// changing can look so.
 func (t *Token) list(s *slot, again bool) ([]record, error) {
+	for try := 1; ; try++ {
+		listing, err := t.listOnce(s, again || try > 1)
+		if err != nil || try > 3 || !doubled(listing) {
+			return listing, err
+		}
+		pause(try)
+	}
+}
+
+// doubled tells whether several keys answer to one ID.
+func doubled(listing []record) bool {
+	byID := make(map[hierarchy.ObjectID][]record, len(listing))
+	for _, r := range listing {
+		byID[r.obj.ID] = append(byID[r.obj.ID], r)
+	}
+	for _, records := range byID {
+		if len(records) < 2 {
+			continue
+		}
+		if first, _ := group(records); errors.Is(first.obj.Fault, hsm.ErrAmbiguous) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Token) listOnce(s *slot, again bool) ([]record, error) {
 	handles, err := t.m.search(s.session, searchTemplate())
 	if err != nil {
 		return nil, err
