@@ -524,6 +524,75 @@ func TestClocksDiffer(t *testing.T) {
 	})
 }
 
+// A clock that goes back does not open a window again.
+func TestClockGoesBack(t *testing.T) {
+	c := newCluster(t)
+	c.limitRule("3/s")
+	n := c.member()
+	n.all(t, "acme", 3)
+	n.skew = -200 * time.Millisecond
+	n.over(t, "acme")
+}
+
+// What is left of a block when its window ends is void.
+func TestWhatIsLeftIsVoid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.limitRule("1280/h")
+		n := c.member()
+		n.all(t, "acme", 1) // of a block of ten
+		c.pass(time.Hour)
+		c.propose = func(*commandpb.Command) error { return hierarchy.ErrStale }
+		if got, err := n.take(t.Context(), "acme", 1); got != 0 || !errors.Is(err, hierarchy.ErrStale) {
+			t.Errorf("in the next hour, out of the block of the last: %d, %v", got, err)
+		}
+	})
+}
+
+// The same by a node whose clock is behind, when another has begun the next window.
+func TestWhatIsLeftIsVoidForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.limitRule("1280/h")
+		ahead, behind := c.member(), c.member()
+		behind.all(t, "acme", 1)
+		c.pass(time.Hour - 100*time.Millisecond)
+		ahead.skew = 200 * time.Millisecond
+		ahead.all(t, "acme", 1280)
+		for range 3 {
+			behind.over(t, "acme")
+		}
+	})
+}
+
+// A use that began in one window and ended in the next gives back what it took in the next only.
+func TestGivingBackAfterTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.limitRule("1280/h")
+		c.limitTenant("acme", "9/d")
+		n := c.member()
+		n.all(t, "acme", 7) // three are left of the block
+		c.proposed = make(chan struct{})
+		done := make(chan int)
+		go func() {
+			got, _ := n.take(t.Context(), "acme", 5)
+			done <- got
+		}()
+		synctest.Wait()
+		c.pass(time.Hour)
+		close(c.proposed)
+		if got := <-done; got != 2 {
+			t.Fatalf("%d were allowed, want the two that are left of the day", got)
+		}
+		c.limitTenant("acme")
+		c.propose = func(*commandpb.Command) error { return hierarchy.ErrStale }
+		if got, _ := n.take(t.Context(), "acme", 64); got != 10 {
+			t.Errorf("%d were allowed out of a block of ten", got)
+		}
+	})
+}
+
 // Whatever many callers take at once on several nodes, no more is allowed than the limits say.
 func TestNeverMoreThanTheLimit(t *testing.T) {
 	c := newCluster(t)
