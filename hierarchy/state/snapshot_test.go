@@ -119,6 +119,7 @@ func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 func FuzzRead(f *testing.F) {
 	f.Add(snapshot(f, state.New()))
 	f.Add(snapshot(f, populated(f).s))
+	f.Add(snapshot(f, limited(f).s))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		// Without the right hash at the end, nothing behind it would ever be reached.
 		if n := len(data) - sha256.Size; n > 0 {
