@@ -159,7 +159,7 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	n.anchored = make(chan struct{})
 	go n.anchor()
 
-	n.wraps = quota.NewWraps(n.self.NodeID, n.self.RegionID, proposer{n.raft}, n.log)
+	n.wraps = quota.NewWraps(n.self.NodeID, n.self.RegionID, proposer{n.raft})
 	n.reconciler = reconcile.New(reconcile.Self{Region: n.self.RegionID, Node: n.self.NodeID}, proposer{n.raft}, n.token, n.token, n.log)
 	background, stop := context.WithCancel(context.Background())
 	n.stopBackground = stop

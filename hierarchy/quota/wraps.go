@@ -7,24 +7,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 // Blocks of seals that a node reserves: small at first, so that a crash forfeits little of a
-// key that is seldom used, then doubling, so that a busy one asks seldom.
+// key that is seldom used, then doubling, so that a busy one asks seldom. The next block is asked
+// for when less than reserveAt is left of the last; the largest is such that a node never has more
+// than it can give back at once.
 const (
 	firstBlock = 1 << 16
-	lastBlock  = 1 << 24 // state.MaxReservation
+	reserveAt  = firstBlock / 2
+	lastBlock  = state.MaxReservation - reserveAt
 )
 
 // Proposer makes a command part of the hierarchy, or says why not.
 type Proposer interface {
 	Propose(ctx context.Context, c *commandpb.Command) error
+}
+
+// Ledger is where seals are reserved. When Propose has returned, State has what it has in it on
+// the node that leads.
+type Ledger interface {
+	Proposer
+	State() *state.State
 }
 
 // Wraps is this node's share of the seals that each key version's keys may do: AES-GCM with
@@ -33,8 +43,7 @@ type Proposer interface {
 type Wraps struct {
 	node   hierarchy.NodeID
 	region hierarchy.RegionID
-	raft   Proposer
-	log    *slog.Logger
+	ledger Ledger
 
 	blocks sync.Map // versionID -> *block
 }
@@ -53,8 +62,8 @@ type block struct {
 }
 
 // NewWraps makes an empty share.
-func NewWraps(node hierarchy.NodeID, region hierarchy.RegionID, raft Proposer, log *slog.Logger) *Wraps {
-	return &Wraps{node: node, region: region, raft: raft, log: log}
+func NewWraps(node hierarchy.NodeID, region hierarchy.RegionID, l Ledger) *Wraps {
+	return &Wraps{node: node, region: region, ledger: l}
 }
 
 // Take allows n seals under a version. It waits for a reservation only when the share is used
@@ -72,13 +81,13 @@ func (w *Wraps) Take(ctx context.Context, tenant hierarchy.TenantID, key hierarc
 			if !b.left.CompareAndSwap(left, left-int64(n)) {
 				continue
 			}
-			if left-int64(n) < firstBlock/2 {
-				w.reserve(id, b) // ahead of need
+			if left-int64(n) < reserveAt {
+				w.reserve(id, b, n) // ahead of need
 			}
 			return nil
 		}
 		select {
-		case <-w.reserve(id, b):
+		case <-w.reserve(id, b, n):
 			if err := b.failure(); err != nil && b.left.Load() < int64(n) {
 				return err
 			}
@@ -90,8 +99,11 @@ func (w *Wraps) Take(ctx context.Context, tenant hierarchy.TenantID, key hierarc
 
 // reserve starts a reservation unless one is under way, and returns the channel that is closed
 // at its end.
-func (w *Wraps) reserve(id versionID, b *block) <-chan struct{} {
+func (w *Wraps) reserve(id versionID, b *block, n int) <-chan struct{} {
 	return b.start(func() error {
+		if b.left.Load() >= max(int64(n), reserveAt) {
+			return nil // another one has ended since somebody looked
+		}
 		size, err := w.propose(id, b.next)
 		if err != nil {
 			return err
@@ -102,12 +114,18 @@ func (w *Wraps) reserve(id versionID, b *block) <-chan struct{} {
 	})
 }
 
-// propose reserves size seals, or the largest smaller block that is left of the version.
+// propose reserves size seals, or what is left of the version if that is less. What is used up is
+// not asked for: a proposal that is refused costs the cluster as much as one that is not.
 func (w *Wraps) propose(id versionID, size uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), reserveTimeout)
 	defer cancel()
 	for {
-		err := w.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_ReserveWraps{ReserveWraps: &commandpb.ReserveWraps{
+		left, err := w.left(id)
+		if err != nil {
+			return 0, err
+		}
+		size = min(size, left)
+		err = w.ledger.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_ReserveWraps{ReserveWraps: &commandpb.ReserveWraps{
 			TenantId: id.tenant.ID[:], KeyId: id.key.ID[:], Version: id.version,
 			RegionId: w.region.ID[:], NodeId: w.node.ID[:], Count: size,
 		}}})
@@ -115,7 +133,7 @@ func (w *Wraps) propose(id versionID, size uint64) (uint64, error) {
 		case err == nil:
 			return size, nil
 		case errors.Is(err, hierarchy.ErrCapacity) && size > 1:
-			size /= 2
+			size /= 2 // another node was faster, and this one may not see it yet
 		case errors.Is(err, hierarchy.ErrOutcomeUnknown):
 			// Of the reservation, which is forfeited; of the seal that waits for it nothing is unknown.
 			return 0, fmt.Errorf("%w: seals could not be reserved: %v", hierarchy.ErrStale, err)
@@ -123,6 +141,26 @@ func (w *Wraps) propose(id versionID, size uint64) (uint64, error) {
 			return 0, fmt.Errorf("reserve seals: %w", err)
 		}
 	}
+}
+
+// left is what nobody has reserved of a version yet, at least one.
+func (w *Wraps) left(id versionID) (uint64, error) {
+	k, ok := w.ledger.State().Key(id.tenant, id.key)
+	if !ok {
+		return 0, fmt.Errorf("%w: the key that is to seal", hierarchy.ErrNotFound)
+	}
+	v, ok := k.Version(id.version)
+	if !ok {
+		return 0, fmt.Errorf("%w: version %d of %s, which is to seal", hierarchy.ErrNotFound, id.version, k.Name)
+	}
+	r, ok := v.Region(w.region)
+	if !ok {
+		return 0, fmt.Errorf("%w: version %d of %s has no key in this region", hierarchy.ErrFailedPrecondition, id.version, k.Name)
+	}
+	if r.WrapsReserved >= state.MaxWraps {
+		return 0, fmt.Errorf("%w: version %d of %s has sealed as often as one key may: rotate the key", hierarchy.ErrCapacity, id.version, k.Name)
+	}
+	return state.MaxWraps - r.WrapsReserved, nil
 }
 
 // Return gives back what is left, at a clean stop. Nothing may be taken any more.
@@ -155,18 +193,9 @@ func (w *Wraps) Return(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// giveBack returns seals in pieces of the size in which they are reserved at most.
 func (w *Wraps) giveBack(ctx context.Context, id versionID, left uint64) error {
-	for left > 0 {
-		n := min(left, lastBlock)
-		err := w.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_ReturnWraps{ReturnWraps: &commandpb.ReturnWraps{
-			TenantId: id.tenant.ID[:], KeyId: id.key.ID[:], Version: id.version,
-			RegionId: w.region.ID[:], NodeId: w.node.ID[:], Count: n,
-		}}})
-		if err != nil {
-			return err
-		}
-		left -= n
-	}
-	return nil
+	return w.ledger.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_ReturnWraps{ReturnWraps: &commandpb.ReturnWraps{
+		TenantId: id.tenant.ID[:], KeyId: id.key.ID[:], Version: id.version,
+		RegionId: w.region.ID[:], NodeId: w.node.ID[:], Count: left,
+	}}})
 }

@@ -4,76 +4,103 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/quota"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 var (
-	node   = hierarchy.NodeID{ID: hierarchy.ID{1}}
-	region = hierarchy.RegionID{ID: hierarchy.ID{2}}
-	tenant = hierarchy.TenantID{ID: hierarchy.ID{3}}
-	key    = hierarchy.KeyID{ID: hierarchy.ID{4}}
+	node   = hierarchy.NodeID{ID: hierarchy.ID(memberID(0))}
+	region = hierarchy.RegionID{ID: hierarchy.ID(memberID(98))}
+	tenant = hierarchy.TenantID{ID: hierarchy.ID(idOf("acme"))}
+	key    = keyNumber(1)
 )
 
-// ledger is the cluster's side: it grants blocks until limit is reached.
+func keyNumber(n int) hierarchy.KeyID { return hierarchy.KeyID{ID: hierarchy.ID{4, byte(n)}} }
+
+// ledger is the cluster's side, with the real state machine: it has keys whose first version seals,
+// the first of them limit times.
 type ledger struct {
-	mu       sync.Mutex
-	limit    uint64
-	reserved uint64
-	asked    []uint64 // sizes of the reservations that were asked for
-	returned uint64
-	err      error
-	hold     chan struct{} // a reservation waits for it
+	*cluster
+	limit  uint64
+	blocks []uint64      // sizes of the reservations that were asked for
+	err    error         // of all proposals
+	hold   chan struct{} // a reservation waits for it
 }
 
-func (l *ledger) Propose(ctx context.Context, c *commandpb.Command) error {
+func newLedger(t fataler, limit uint64, keys int) *ledger {
+	l := &ledger{cluster: newCluster(t), limit: limit}
+	for n := 1; n <= keys; n++ {
+		id := keyNumber(n)
+		object := hierarchy.KEKObjectID(l.state.ClusterID(), tenant, id, 1, region, 1)
+		l.do(&commandpb.Command{Body: &commandpb.Command_CreateKey{CreateKey: &commandpb.CreateKey{TenantId: tenant.ID[:], KeyId: id.ID[:], Name: fmt.Sprintf("key-%d", n)}}})
+		l.do(&commandpb.Command{Body: &commandpb.Command_RecordMinted{RecordMinted: &commandpb.RecordMinted{
+			TenantId: tenant.ID[:], KeyId: id.ID[:], Version: 1, Attempt: 1, RegionId: region.ID[:], ObjectId: object[:], CheckValue: object[:3],
+		}}})
+	}
+	l.use(state.MaxWraps - limit)
+	return l
+}
+
+// use has another node of the region reserve so many seals.
+func (l *ledger) use(seals uint64) {
+	for left := seals; left > 0; left -= min(left, state.MaxReservation) {
+		l.do(&commandpb.Command{Body: &commandpb.Command_ReserveWraps{ReserveWraps: &commandpb.ReserveWraps{
+			TenantId: tenant.ID[:], KeyId: key.ID[:], Version: 1, RegionId: region.ID[:], NodeId: node.ID[:], Count: min(left, state.MaxReservation),
+		}}})
+	}
+}
+
+func (l *ledger) State() *state.State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+func (l *ledger) Propose(_ context.Context, c *commandpb.Command) error {
 	if l.hold != nil {
 		<-l.hold
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if r := c.GetReserveWraps(); r != nil {
+		l.blocks = append(l.blocks, r.Count)
+	}
 	if l.err != nil {
 		return l.err
 	}
-	if r := c.GetReturnWraps(); r != nil {
-		if r.Count > 1<<24 {
-			return fmt.Errorf("%w: a block of %d", hierarchy.ErrInvalidArgument, r.Count)
-		}
-		l.returned += r.Count
-		l.reserved -= r.Count
-		return nil
-	}
-	r := c.GetReserveWraps()
-	l.asked = append(l.asked, r.Count)
-	if l.reserved+r.Count > l.limit {
-		return fmt.Errorf("%w: reserved", hierarchy.ErrCapacity)
-	}
-	l.reserved += r.Count
-	return nil
+	return l.apply(c)
 }
 
 func (l *ledger) sizes() []uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]uint64(nil), l.asked...)
+	return append([]uint64(nil), l.blocks...)
 }
 
-func newWraps(l *ledger) *quota.Wraps {
-	return quota.NewWraps(node, region, l, slog.New(slog.DiscardHandler))
+// reserved is what is reserved of all keys together, but for what was so at the beginning.
+func (l *ledger) reserved() (sum uint64) {
+	for k := range l.State().Keys(tenant) {
+		sum += k.Newest().Regions[0].WrapsReserved
+	}
+	return sum - (state.MaxWraps - l.limit)
 }
+
+func newWraps(l *ledger) *quota.Wraps { return quota.NewWraps(node, region, l) }
 
 // Whatever many callers take at once, no more is allowed than was reserved.
 func TestNeverMoreThanReserved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 100_000}
+		l := newLedger(t, 100_000, 1)
 		w := newWraps(l)
 		var taken atomic.Uint64
 		var wg sync.WaitGroup
@@ -99,7 +126,7 @@ func TestNeverMoreThanReserved(t *testing.T) {
 
 func TestBlocksGrowWithUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1 << 32}
+		l := newLedger(t, 1<<32, 1)
 		w := newWraps(l)
 		for range 1 << 12 {
 			if err := w.Take(t.Context(), tenant, key, 1, 1024); err != nil {
@@ -112,7 +139,7 @@ func TestBlocksGrowWithUse(t *testing.T) {
 			t.Fatalf("the first block has %d", sizes[0])
 		}
 		for i := 1; i < len(sizes); i++ {
-			if sizes[i] != min(2*sizes[i-1], 1<<24) {
+			if sizes[i] != 2*sizes[i-1] {
 				t.Fatalf("blocks: %v", sizes)
 			}
 		}
@@ -125,7 +152,7 @@ func TestBlocksGrowWithUse(t *testing.T) {
 // The next block is asked for before the last is used up, so that nobody waits for it.
 func TestReservesAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1 << 32}
+		l := newLedger(t, 1<<32, 1)
 		w := newWraps(l)
 		if err := w.Take(t.Context(), tenant, key, 1, 1); err != nil {
 			t.Fatal(err)
@@ -148,34 +175,80 @@ func TestReservesAhead(t *testing.T) {
 	})
 }
 
-// A version near its end gets what is left, to the last seal, and then does not ask the cluster
-// at every call.
+// A version near its end gets what is left, to the last seal and in one piece, and then costs the
+// cluster nothing: the hierarchy says that there is nothing to ask for.
 func TestTheLastSeals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1000}
+		l := newLedger(t, 1000, 1)
 		w := newWraps(l)
 		for i := range 1000 {
 			if err := w.Take(t.Context(), tenant, key, 1, 1); err != nil {
 				t.Fatalf("seal %d: %v", i, err)
 			}
 		}
-		synctest.Wait()
-		asked := len(l.sizes())
 		for range 1000 {
 			if err := w.Take(t.Context(), tenant, key, 1, 1); !errors.Is(err, hierarchy.ErrCapacity) {
 				t.Fatalf("over the limit: %v", err)
 			}
+			time.Sleep(10 * time.Millisecond) // of synctest's clock
 		}
-		synctest.Wait()
-		if n := len(l.sizes()) - asked; n > 40 {
-			t.Fatalf("a version that is used up asked %d times for 1000 calls", n)
+		if diff := cmp.Diff([]uint64{1000}, l.sizes()); diff != "" {
+			t.Fatalf("what was asked for (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Between the look and the proposal other nodes may take what was left.
+func TestAnotherNodeIsFaster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, c := range map[string]struct {
+			left uint64
+			want []uint64
+			err  error
+		}{
+			"and leaves some":    {100, []uint64{1000, 100}, nil},
+			"and leaves nothing": {0, []uint64{1000}, hierarchy.ErrCapacity},
+		} {
+			l := newLedger(t, 1000, 1)
+			l.hold = make(chan struct{})
+			w := newWraps(l)
+			done := make(chan error, 1)
+			go func() { done <- w.Take(t.Context(), tenant, key, 1, 1) }()
+			synctest.Wait()
+			l.use(1000 - c.left)
+			close(l.hold)
+			if err := <-done; !errors.Is(err, c.err) {
+				t.Errorf("%s: got %v, want %v", name, err, c.err)
+			}
+			if diff := cmp.Diff(c.want, l.sizes()); diff != "" {
+				t.Errorf("%s: what was asked for (-want +got):\n%s", name, diff)
+			}
+		}
+	})
+}
+
+// Seals that were given back can be had again.
+func TestSealsThatComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t, 10, 1)
+		w := newWraps(l)
+		if err := w.Take(t.Context(), tenant, key, 1, 11); !errors.Is(err, hierarchy.ErrCapacity) {
+			t.Fatalf("got %v", err)
+		}
+		l.do(&commandpb.Command{Body: &commandpb.Command_ReturnWraps{ReturnWraps: &commandpb.ReturnWraps{
+			TenantId: tenant.ID[:], KeyId: key.ID[:], Version: 1, RegionId: region.ID[:], NodeId: node.ID[:], Count: 1,
+		}}})
+		time.Sleep(time.Second) // of synctest's clock
+		if err := w.Take(t.Context(), tenant, key, 1, 11); err != nil {
+			t.Fatalf("after one came back: %v", err)
 		}
 	})
 }
 
 func TestACallerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1 << 20, hold: make(chan struct{})}
+		l := newLedger(t, 1<<20, 1)
+		l.hold = make(chan struct{})
 		w := newWraps(l)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -192,7 +265,8 @@ func TestACallerLeaves(t *testing.T) {
 
 func TestTheClusterIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1 << 20, err: hierarchy.ErrStale}
+		l := newLedger(t, 1<<20, 1)
+		l.err = hierarchy.ErrStale
 		w := newWraps(l)
 		if err := w.Take(t.Context(), tenant, key, 1, 1); !errors.Is(err, hierarchy.ErrStale) {
 			t.Fatalf("got %v", err)
@@ -207,12 +281,13 @@ func TestTheClusterIsAway(t *testing.T) {
 	})
 }
 
+// What is left is at its most when the next block has come ahead of need.
 func TestALargeRestGoesBackToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1 << 32}
+		l := newLedger(t, 1<<32, 1)
 		w := newWraps(l)
 		used := uint64(0)
-		for len(l.sizes()) < 10 || l.sizes()[9] < 1<<24 { // until a block of the largest size is fresh
+		for len(l.sizes()) < 10 { // until a block of the largest size is fresh
 			if err := w.Take(t.Context(), tenant, key, 1, 1024); err != nil {
 				t.Fatal(err)
 			}
@@ -222,26 +297,26 @@ func TestALargeRestGoesBackToo(t *testing.T) {
 		if err := w.Return(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if l.reserved != used {
-			t.Fatalf("%d stay reserved, %d were used", l.reserved, used)
+		if got := l.reserved(); got != used {
+			t.Fatalf("%d stay reserved, %d were used", got, used)
 		}
 	})
 }
 
 func TestACleanStopGivesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &ledger{limit: 1 << 32}
+		l := newLedger(t, 1<<32, 200)
 		w := newWraps(l)
-		for v := uint32(1); v <= 200; v++ {
-			if err := w.Take(t.Context(), tenant, key, v, 5); err != nil {
+		for n := 1; n <= 200; n++ {
+			if err := w.Take(t.Context(), tenant, keyNumber(n), 1, 5); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if err := w.Return(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if l.reserved != 200*5 {
-			t.Fatalf("%d stay reserved, %d were used", l.reserved, 200*5)
+		if got := l.reserved(); got != 200*5 {
+			t.Fatalf("%d stay reserved, %d were used", got, 200*5)
 		}
 	})
 }
