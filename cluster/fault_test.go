@@ -68,6 +68,10 @@ func TestFailedWrite(t *testing.T) {
 			if !errors.Is(err, hierarchy.ErrOutcomeUnknown) || !strings.Contains(err.Error(), fmt.Sprintf("%x", c.Id)) {
 				t.Errorf("got error %v, want %v with the ID", err, hierarchy.ErrOutcomeUnknown)
 			}
+			// From this moment on, and not when its lease ends, nobody may be served.
+			if err := n.Fault(); !errors.Is(err, errDisk) || !errors.Is(err, cluster.ErrFailed) {
+				t.Errorf("its fault is %v", err)
+			}
 			if err := failed(t, n); !errors.Is(err, errDisk) {
 				t.Errorf("the node fails with %v", err)
 			}
@@ -144,6 +148,47 @@ func TestFailedVote(t *testing.T) {
 				propose(t, open(t, config(copied(t, dir))), createTenant("acme"))
 			})
 		}
+	}
+}
+
+// unreadableLog fails to read.
+type unreadableLog struct{ raft.LogStore }
+
+func (unreadableLog) GetLog(uint64, *raft.Log) error { return errDisk }
+
+// Raft waits for ever for a store that fails while it starts. The node does not: it ends with the
+// reason, and nobody else gets at what raft still has open.
+func TestAStoreFailsAtTheStart(t *testing.T) {
+	t.Parallel()
+	for name, broken := range map[string]func(*cluster.Config){
+		"read of the log": func(c *cluster.Config) {
+			c.WrapLog(func(s raft.LogStore) raft.LogStore { return unreadableLog{s} })
+		},
+		"write of the term": func(c *cluster.Config) {
+			var armed atomic.Bool
+			armed.Store(true)
+			c.WrapStable(func(s raft.StableStore) raft.StableStore { return &brokenStable{s, "CurrentTerm", &armed, false} })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := initialised(t)
+			cfg := config(dir)
+			broken(&cfg)
+			opened := make(chan error, 1)
+			go func() { _, err := cluster.Open(cfg); opened <- err }()
+			select {
+			case err := <-opened:
+				if !errors.Is(err, errDisk) || !errors.Is(err, cluster.ErrFailed) || !strings.Contains(err.Error(), dir) {
+					t.Errorf("got error %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("it still starts")
+			}
+			if _, err := cluster.Open(config(dir)); !errors.Is(err, cluster.ErrInUse) {
+				t.Errorf("a second node on the same directory: %v", err)
+			}
+			propose(t, open(t, config(copied(t, dir))), createTenant("acme"))
+		})
 	}
 }
 

@@ -36,7 +36,8 @@ type Node struct {
 
 // Open starts the node of a directory that [Init] has made. Without one the error is
 // [ErrUninitialised], with another process in it [ErrInUse], and if something in it cannot be read
-// [ErrDamaged].
+// [ErrDamaged]. If a store fails meanwhile it is [ErrFailed], and the directory stays locked and open
+// until the process ends.
 //
 // The state is at first that of the last snapshot, or empty: what follows in the log is applied once
 // there is a leader. A lease says when it is fresh.
@@ -53,7 +54,11 @@ func Open(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
+		// While raft is stuck in a store that has failed, neither may be closed under it.
+		if err != nil && n.Fault() == nil {
+			if n.stores != nil {
+				n.stores.close()
+			}
 			n.lock.Close()
 		}
 	}()
@@ -63,11 +68,6 @@ func Open(cfg Config) (_ *Node, err error) {
 	if n.stores, err = openVerified(filepath.Join(cfg.Dir, raftDir), cfg, n.id.Cluster); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			n.stores.close()
-		}
-	}()
 	n.fsm = newFSM(n.id.Cluster, n.failure)
 	n.clock = &clusterClock{age: cfg.Clock, wall: cfg.Wall, log: cfg.Logger}
 
@@ -81,9 +81,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	}
 	// Raft blocks when nobody reads what it notifies, so it is read at once, whatever else goes on.
 	notify := make(chan bool, 16)
-	n.raft, err = raft.NewRaft(cfg.raft(n.id.Node, notify), n.fsm,
-		&guardedLog{logs, n.failure}, &guardedStable{stable, n.failure}, n.stores.snaps, cfg.Transport)
-	if err != nil {
+	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure}, &guardedStable{stable, n.failure}); err != nil {
 		return nil, fmt.Errorf("start raft in %s: %w", cfg.Dir, err)
 	}
 
@@ -93,6 +91,25 @@ func Open(cfg Config) (_ *Node, err error) {
 	n.running.Go(func() { n.watchLeadership(ctx, notify) })
 	n.running.Go(func() { n.keeper.Run(ctx) })
 	return n, nil
+}
+
+// startRaft does not wait for a store that has failed: the guards never return to raft then.
+func (n *Node) startRaft(notify chan<- bool, logs raft.LogStore, stable raft.StableStore) (*raft.Raft, error) {
+	type started struct {
+		raft *raft.Raft
+		err  error
+	}
+	done := make(chan started, 1)
+	go func() {
+		r, err := raft.NewRaft(n.cfg.raft(n.id.Node, notify), n.fsm, logs, stable, n.stores.snaps, n.cfg.Transport)
+		done <- started{r, err}
+	}()
+	select {
+	case s := <-done:
+		return s.raft, s.err
+	case <-n.failure.done:
+		return nil, n.Fault()
+	}
 }
 
 // watchLeadership tells of every change, also of those between other nodes, and has the lease renewed
@@ -155,7 +172,7 @@ func (n *Node) WaitFor(ctx context.Context, index uint64) error {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: it is at index %d, not yet at %d: %w", hierarchy.ErrStale, n.State().Index(), index, ctx.Err())
 		case <-n.failure.done:
-			return fmt.Errorf("%w: it has failed", hierarchy.ErrStale)
+			return fmt.Errorf("%w: %w", hierarchy.ErrStale, n.Fault())
 		case <-n.stopped:
 			return fmt.Errorf("%w: it is stopping", hierarchy.ErrStale)
 		}
@@ -180,6 +197,11 @@ func (n *Node) LeadershipChanges() <-chan struct{} { return n.leadership.next() 
 // it must not do is go on serving. It is for one reader.
 func (n *Node) Failed() <-chan error { return n.failure.report }
 
+// Fault is what Failed reports, for everybody and from the moment on at which it happened; nil
+// before. It wraps [ErrFailed]. Nothing may be served from this node's state any more, whatever its
+// lease says.
+func (n *Node) Fault() error { return n.failure.fault() }
+
 // Snapshot writes a snapshot now, and lets the log be compacted.
 func (n *Node) Snapshot(ctx context.Context) error {
 	done := make(chan error, 1)
@@ -193,7 +215,7 @@ func (n *Node) Snapshot(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-n.failure.done:
-		return errors.New("this node has failed")
+		return n.Fault()
 	}
 }
 
@@ -212,6 +234,6 @@ func (n *Node) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("raft does not stop: %w", ctx.Err())
 	case <-n.failure.done:
-		return errors.New("this node has failed, its stores stay open until the process ends")
+		return fmt.Errorf("%w: its stores stay open until the process ends", ErrFailed)
 	}
 }

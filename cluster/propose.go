@@ -78,7 +78,7 @@ func (n *Node) Propose(ctx context.Context, c *commandpb.Command) (state.Result,
 		// Whether raft has it already, nobody can tell.
 		a.err = ctx.Err()
 	case <-n.failure.done:
-		a.err = errors.New("this node has failed")
+		a.err = n.Fault()
 	case <-n.stopped:
 		// Raft drops what its state machine had not taken yet without an answer.
 		a.err = raft.ErrRaftShutdown
@@ -114,7 +114,7 @@ func (n *Node) awaitLeadership(ctx context.Context) error {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: nobody does: %w", ErrNotLeader, ctx.Err())
 		case <-n.failure.done:
-			return fmt.Errorf("%w: it has failed", ErrNotLeader)
+			return fmt.Errorf("%w: %w", ErrNotLeader, n.Fault())
 		case <-n.stopped:
 			return fmt.Errorf("%w: it is stopping", ErrNotLeader)
 		}

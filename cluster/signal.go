@@ -1,6 +1,10 @@
 package cluster
 
-import "sync"
+import (
+	"errors"
+	"fmt"
+	"sync"
+)
 
 // signal wakes all who wait for the next of something. The channel is made when somebody asks for
 // it, since most events have nobody waiting.
@@ -28,10 +32,14 @@ func (s *signal) fire() {
 	}
 }
 
+// ErrFailed means that this node's part in the cluster has ended. The error that wraps it says why.
+var ErrFailed = errors.New("this node has failed")
+
 // failure is the end of a node's part in the cluster, once.
 type failure struct {
 	once   sync.Once
 	done   chan struct{}
+	err    error // set when done is closed
 	report chan error
 }
 
@@ -42,9 +50,19 @@ func newFailure() *failure {
 // fail reports. Only the first failure is told: the others follow from it.
 func (f *failure) fail(err error) {
 	f.once.Do(func() {
-		f.report <- err
-		close(f.done)
+		f.err = fmt.Errorf("%w: %w", ErrFailed, err)
+		close(f.done) // first, so that who hears the report finds nobody serving
+		f.report <- f.err
 	})
+}
+
+func (f *failure) fault() error {
+	select {
+	case <-f.done:
+		return f.err
+	default:
+		return nil
+	}
 }
 
 // failForGood reports and never returns: what raft asked for was not done, and it must not go on as
