@@ -29,6 +29,9 @@ func (c *call) recycle() {
 	calls.Put(c)
 }
 
+// finished tells, to the call's caller alone, whether all its results are there.
+func (c *call) finished() bool { return len(c.done) > 0 }
+
 // abandon ends the call for its caller: what has no result gets err. The slots find the call
 // empty and skip it.
 func (c *call) abandon(err error) {

@@ -50,17 +50,27 @@ func Examine(read map[uint][]byte) (bridge, halfMade bool, fault error) {
 // CopyCount is how many session copies there are.
 func (t *Token) CopyCount() int { return int(t.copies.n.Load()) }
 
-// Queue is the queue without its slots.
+// Queue is the queue with slots that do nothing.
 type Queue struct{ q *queue }
 
-func NewQueue() Queue { return Queue{newQueue()} }
+func NewQueue(slots int) Queue {
+	q := Queue{newQueue(slots)}
+	q.q.busy.Add(1) // a slot that is never idle
+	return q
+}
 
 // Push queues the operations of one call.
-func (q Queue) Push(ops []hsm.Operation) bool { return q.q.push(&call{ops: ops}, ops, len(ops)) }
+func (q Queue) Push(ops []hsm.Operation) bool {
+	_, ok := q.q.push(&call{ops: ops}, ops, len(ops))
+	return ok
+}
 
-// Take gives the operations of the next chunk. It waits for one.
+// Take gives the operations of the next chunk; none if none wait.
 func (q Queue) Take() (ops []*hsm.Operation) {
-	pieces, _, _ := q.q.take(nil)
+	pieces, _, ok := q.q.take(nil, nil)
+	if !ok {
+		q.q.wake()
+	}
 	for _, p := range pieces {
 		ops = append(ops, &p.call.ops[p.i])
 	}
@@ -69,6 +79,5 @@ func (q Queue) Take() (ops []*hsm.Operation) {
 
 const (
 	ChunkSize  = chunkSize
-	Quantum    = quantum
 	QueueLimit = queueLimit
 )

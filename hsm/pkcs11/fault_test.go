@@ -303,7 +303,7 @@ func TestTokenGone(t *testing.T) {
 func TestHang(t *testing.T) {
 	h := hsmtest.NewSoftHSM(t)
 	token := h.Open(t, 0, kekd.Config{Manager: true, Copies: -1})
-	key := mint(t, token, hierarchy.ObjectID{1})
+	key, other := mint(t, token, hierarchy.ObjectID{1}), mint(t, token, hierarchy.ObjectID{4})
 	if err := run(token, sealOp(key)); err != nil {
 		t.Fatal(err)
 	}
@@ -324,7 +324,7 @@ func TestHang(t *testing.T) {
 			_, err := token.Generate(ctx, hierarchy.ObjectID{2}, "x")
 			return err
 		},
-		"latch":   func(ctx context.Context) error { return token.SetUsable(ctx, key.ID, false) },
+		"latch":   func(ctx context.Context) error { return token.SetUsable(ctx, other.ID, false) },
 		"destroy": func(ctx context.Context) error { return token.Destroy(ctx, hierarchy.ObjectID{3}) },
 		"forget":  func(ctx context.Context) error { return token.Forget(ctx, []hierarchy.ObjectID{key.ID}) },
 	} {

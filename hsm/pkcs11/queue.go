@@ -7,94 +7,90 @@ import (
 )
 
 const (
-	// chunkSize is how many operations a slot takes at once: 64 of them hold it for about half
-	// a millisecond on SoftHSM, and the cost of the crossing is gone from 16 on.
+	// chunkSize is how many operations a token's only slot takes at once: 64 of them hold it for
+	// about half a millisecond on SoftHSM, and the cost of the crossing is gone from 16 on.
 	chunkSize = 64
-	// quantum is how many operations a lane gets before the next one's turn.
-	quantum = 16
 	// queueLimit bounds what waits. A token that does 10,000 a second is six seconds behind then.
 	queueLimit = 1 << 16
 )
 
-// A queue holds what waits for a slot: operations in lanes that are served in turn, so that a
-// tenant who sends much waits for himself, and jobs, which go first.
+// A queue holds what waits for a slot, in the order in which it came, and the slots that wait
+// for something to do. Who sends much is made to wait for himself before this queue: see
+// package worker.
+//
+// No goroutine belongs to a slot. Whoever brings something while a slot is idle is given that
+// slot, and works with it until nothing waits: a hand-over to another goroutine costs as much as
+// an operation.
 type queue struct {
+	chunk int // operations that a slot takes at once
+
 	mu     sync.Mutex
-	wake   sync.Cond
-	lanes  map[hsm.Lane]*lane
-	first  *lane // the ring of lanes that have something, as a list
-	last   *lane
-	again  []piece // tried before; they go before the lanes
-	jobs   []func(*slot)
-	size   int
-	closed bool
-	spare  *lane // emptied lanes
+	idle   []*slot        // guarded by mu
+	runs   []run          // guarded by mu
+	again  []piece        // guarded by mu: tried before; they go before the runs
+	jobs   []func(*slot)  // guarded by mu: they go first
+	size   int            // guarded by mu: operations in runs
+	closed bool           // guarded by mu
+	busy   sync.WaitGroup // the slots that are not idle. Added to only with mu held and closed unset
 }
 
-type lane struct {
-	id   hsm.Lane
-	runs []run
-	next *lane
-}
-
-// A run is consecutive operations of one call in one lane.
+// A run is consecutive operations of one call.
 type run struct {
 	call     *call
 	from, to int
 }
 
-func newQueue() *queue {
-	q := &queue{lanes: map[hsm.Lane]*lane{}}
-	q.wake.L = &q.mu
-	return q
+// newQueue makes the queue of a token with so many slots. Of several, each takes one operation
+// at a time: they are many because each waits for its answer, and what waits in one slot's
+// chunk could have been under way in another.
+func newQueue(slots int) *queue {
+	if slots > 1 {
+		return &queue{chunk: 1}
+	}
+	return &queue{chunk: chunkSize}
 }
 
-// push queues those operations of the call that have no error yet. False: the queue is full.
-func (q *queue) push(c *call, ops []hsm.Operation, n int) bool {
+// push queues those n operations of the call that have no error yet. If a slot is idle, the
+// caller gets it and has to work with it. False: the queue is full.
+func (q *queue) push(c *call, ops []hsm.Operation, n int) (*slot, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.size+n > queueLimit {
-		return false
+		return nil, false
 	}
 	for i := 0; i < len(ops); {
 		if ops[i].Err != nil {
 			i++
 			continue
 		}
-		from, id := i, ops[i].Lane
-		for i < len(ops) && ops[i].Err == nil && ops[i].Lane == id {
+		from := i
+		for i < len(ops) && ops[i].Err == nil {
 			i++
 		}
-		l := q.lanes[id]
-		if l == nil {
-			l = q.newLane(id)
-			q.lanes[id] = l
-			q.append(l)
-		}
-		l.runs = append(l.runs, run{c, from, i})
+		q.runs = append(q.runs, run{c, from, i})
 	}
 	q.size += n
-	q.wake.Signal()
-	return true
+	s := q.wake()
+	for i := q.chunk; i < n; i += q.chunk {
+		other := q.wake()
+		if other == nil {
+			break
+		}
+		go other.work(nil)
+	}
+	return s, true
 }
 
-func (q *queue) newLane(id hsm.Lane) *lane {
-	l := q.spare
-	if l == nil {
-		return &lane{id: id}
+// wake gives an idle slot, if there is one. The caller holds mu.
+func (q *queue) wake() *slot {
+	n := len(q.idle)
+	if n == 0 || q.closed {
+		return nil
 	}
-	q.spare = l.next
-	*l = lane{id: id, runs: l.runs[:0]}
-	return l
-}
-
-func (q *queue) append(l *lane) {
-	if q.last == nil {
-		q.first = l
-	} else {
-		q.last.next = l
-	}
-	q.last = l
+	s := q.idle[n-1]
+	q.idle = q.idle[:n-1]
+	q.busy.Add(1)
+	return s
 }
 
 // retry queues pieces again, ahead of what is new.
@@ -102,7 +98,7 @@ func (q *queue) retry(p ...piece) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.again = append(q.again, p...)
-	q.wake.Signal()
+	q.start()
 }
 
 // do queues a job.
@@ -110,17 +106,31 @@ func (q *queue) do(job func(*slot)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.jobs = append(q.jobs, job)
-	q.wake.Signal()
+	q.start()
 }
 
-// take waits for something to do: a job, or pieces, appended to buf. False: closed.
-func (q *queue) take(buf []piece) ([]piece, func(*slot), bool) {
+// start lets an idle slot work. The caller holds mu.
+func (q *queue) start() {
+	if s := q.wake(); s != nil {
+		go s.work(nil)
+	}
+}
+
+// join adds a slot, which begins to work.
+func (q *queue) join(s *slot) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for !q.closed && len(q.jobs) == 0 && len(q.again) == 0 && q.first == nil {
-		q.wake.Wait()
-	}
-	if q.closed {
+	q.idle = append(q.idle, s)
+	q.start()
+}
+
+// take gives something to do: a job, or pieces, appended to buf. False: there is nothing, and
+// the slot is idle.
+func (q *queue) take(s *slot, buf []piece) ([]piece, func(*slot), bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || len(q.jobs) == 0 && len(q.again) == 0 && len(q.runs) == 0 {
+		q.rest(s)
 		return buf, nil, false
 	}
 	if len(q.jobs) > 0 {
@@ -128,59 +138,52 @@ func (q *queue) take(buf []piece) ([]piece, func(*slot), bool) {
 		q.jobs = q.jobs[1:]
 		return buf, job, true
 	}
-	n := min(len(q.again), chunkSize)
+	n := min(len(q.again), q.chunk)
 	buf = append(buf, q.again[:n]...)
 	q.again = q.again[:copy(q.again, q.again[n:])]
-	for len(buf) < chunkSize && q.first != nil {
-		buf = q.turn(buf)
-	}
-	if q.first != nil || len(q.again) > 0 {
-		q.wake.Signal() // another slot may take the rest
-	}
-	return buf, nil, true
-}
 
-// turn gives the first lane its turn.
-func (q *queue) turn(buf []piece) []piece {
-	l := q.first
-	n := chunkSize - len(buf)
-	if l.next != nil {
-		n = min(n, quantum)
-	}
 	used := 0
-	for used < len(l.runs) && n > 0 {
-		r := &l.runs[used]
-		for r.from < r.to && n > 0 {
+	for used < len(q.runs) && len(buf) < q.chunk {
+		r := &q.runs[used]
+		for r.from < r.to && len(buf) < q.chunk {
 			buf = append(buf, piece{call: r.call, i: r.from})
 			r.from++
 			q.size--
-			n--
 		}
 		if r.from == r.to {
 			used++
 		}
 	}
-	rest := copy(l.runs, l.runs[used:])
-	clear(l.runs[rest:])
-	l.runs = l.runs[:rest]
-
-	if q.first = l.next; q.first == nil {
-		q.last = nil
+	if used > 0 {
+		rest := copy(q.runs, q.runs[used:])
+		clear(q.runs[rest:])
+		q.runs = q.runs[:rest]
 	}
-	l.next = nil
-	if rest > 0 {
-		q.append(l)
-	} else {
-		delete(q.lanes, l.id)
-		l.next, q.spare = q.spare, l
-	}
-	return buf
+	return buf, nil, true
 }
 
-// close wakes the slots, who leave.
-func (q *queue) close() {
+// rest makes a slot idle. The caller holds mu.
+func (q *queue) rest(s *slot) {
+	q.idle = append(q.idle, s)
+	q.busy.Done()
+}
+
+// leave is for who worked with a slot and has what he wants: another goes on, or it is idle.
+func (q *queue) leave(s *slot) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.closed || len(q.jobs) == 0 && len(q.again) == 0 && len(q.runs) == 0 {
+		q.rest(s)
+		return
+	}
+	go s.work(nil)
+}
+
+// close lets the slots become idle, and gives them when they are: it waits for those that work.
+func (q *queue) close() []*slot {
+	q.mu.Lock()
 	q.closed = true
-	q.wake.Broadcast()
+	q.mu.Unlock()
+	q.busy.Wait()
+	return q.idle // nobody touches it any more
 }

@@ -41,11 +41,15 @@ type trouble struct {
 	maybeTag bool // the step opened, and its code may mean a tag that does not fit
 }
 
-// loop serves until the queue is closed.
-func (s *slot) loop() {
-	defer s.close()
+// work serves what waits until nothing does, or until a call has all its results: its caller, who
+// works for himself here, leaves then.
+func (s *slot) work(own *call) {
 	for {
-		pieces, job, ok := s.t.queue.take(s.pieces[:0])
+		if own != nil && own.finished() {
+			s.t.queue.leave(s)
+			return
+		}
+		pieces, job, ok := s.t.queue.take(s, s.pieces[:0])
 		if !ok {
 			return
 		}

@@ -25,7 +25,7 @@ type Config struct {
 	// token has none yet.
 	Manager bool
 
-	// Slots is how many sessions serve, each on its own thread.
+	// Slots is how many sessions serve, one operation each at a time if there are several.
 	Slots int
 
 	// Copies is how many hot keys are copied into the session at most; less than 0: none.
@@ -72,7 +72,7 @@ type Token struct {
 	ending  sync.Once
 	closing sync.Once
 	closed  error          // how closing went
-	running sync.WaitGroup // the slots and the manager
+	running sync.WaitGroup // what finds and changes objects
 }
 
 var (
@@ -99,7 +99,7 @@ func Open(ctx context.Context, selected Selected, cfg Config) (*Token, error) {
 		return nil, err
 	}
 	t := &Token{
-		cfg: cfg, m: m, queue: newQueue(), index: newIndex(),
+		cfg: cfg, m: m, queue: newQueue(cfg.Slots), index: newIndex(),
 		manager: make(chan func(*slot)),
 		dead:    make(chan struct{}), failed: make(chan error, 1),
 	}
@@ -134,7 +134,7 @@ func (t *Token) start(ctx context.Context, selected Selected) error {
 		if err != nil {
 			return err
 		}
-		t.running.Go(s.loop)
+		t.queue.join(s)
 	}
 	return nil
 }
@@ -223,9 +223,14 @@ func (t *Token) close(ctx context.Context) error {
 		close(t.failed)
 		close(t.dead)
 	})
-	t.queue.close()
 	ended := make(chan struct{})
-	go func() { t.running.Wait(); close(ended) }()
+	go func() {
+		for _, s := range t.queue.close() {
+			s.close()
+		}
+		t.running.Wait()
+		close(ended)
+	}()
 	select {
 	case <-ended:
 		t.copies.close(t)
@@ -236,8 +241,9 @@ func (t *Token) close(ctx context.Context) error {
 	}
 }
 
-// Do is [hsm.Token]'s. Each slot takes up to 64 operations of all callers at a time, so that a
-// batch holds nobody up for longer than that.
+// Do is [hsm.Token]'s. A token's only slot takes up to 64 operations of all callers at a time. A
+// caller whose ctx cannot end may work with a slot himself, and is then held up by a module that
+// hangs.
 func (t *Token) Do(ctx context.Context, ops []hsm.Operation) {
 	n := 0
 	for i := range ops {
@@ -251,9 +257,15 @@ func (t *Token) Do(ctx context.Context, ops []hsm.Operation) {
 		return
 	}
 	c := newCall(ops, n)
-	if !t.queue.push(c, ops, n) {
+	s, ok := t.queue.push(c, ops, n)
+	switch {
+	case !ok:
 		c.abandon(fmt.Errorf("%w: %d operations are waiting for it", hsm.ErrUnavailable, queueLimit))
 		return
+	case s != nil && ctx.Done() == nil:
+		s.work(c)
+	case s != nil:
+		go s.work(nil)
 	}
 	select {
 	case <-c.done:
