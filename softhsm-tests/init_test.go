@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestServeOnAnUninitialisedDirectory(t *testing.T) {
@@ -27,6 +29,74 @@ func TestInitTwice(t *testing.T) {
 		t.Fatalf("the second init has changed something:\n%s\nafter:\n%s", before, after)
 	}
 	n.serve().stop()
+}
+
+// A token has one cluster. An init with another data directory does not take it over, and changes nothing.
+func TestInitOnATokenOfAnotherCluster(t *testing.T) {
+	t.Parallel()
+	n := initialised(t)
+	other := n.in(t)
+	other.DataDir = filepath.Join(n.Dir, "other")
+	// A login writes to the token's own file; its objects have to stay the same ones.
+	before := objectFiles(t, filepath.Join(n.SoftHSM, "tokens"))
+	other.refused(1, []string{"the token kekd ", "belongs to another cluster", "a token of its own", "kekd/identity"}, "init")
+	if diff := cmp.Diff(before, objectFiles(t, filepath.Join(n.SoftHSM, "tokens"))); diff != "" {
+		t.Errorf("it has changed the token's objects:\n%s", diff)
+	}
+	other.refused(1, []string{"is not initialised"}, "serve")
+
+	// The same where its PIN is lost: no new one is made, and the token is not asked.
+	pin, err := os.ReadFile(n.PINFile)
+	if err == nil {
+		err = os.Remove(n.PINFile)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.refused(statusOfPIN, []string{"no PIN", "put the file back"}, "init")
+	if err := os.WriteFile(n.PINFile, pin, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.serve().stop()
+}
+
+// A token that was made anew under the same name is another token.
+func TestServeOnAnotherToken(t *testing.T) {
+	t.Parallel()
+	n, other := initialised(t), newNode(t)
+	other.init()
+	n.SoftHSM, n.Token, n.PINFile = other.SoftHSM, other.Token, other.PINFile
+	was, err := os.ReadFile(filepath.Join(n.DataDir, "identity.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.refused(1, []string{"the token's identity is not the one that region here was made with"}, "serve")
+	if is, err := os.ReadFile(filepath.Join(n.DataDir, "identity.pub")); err != nil || string(is) != string(was) {
+		t.Errorf("identity.pub is that of the other token: %v", err)
+	}
+}
+
+// What auditors check signatures with is put back at the next start.
+func TestIdentityFileIsPutBack(t *testing.T) {
+	t.Parallel()
+	n := initialised(t)
+	path := filepath.Join(n.DataDir, "identity.pub")
+	was, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for how, spoil := range map[string]func() error{
+		"lost":    func() error { return os.Remove(path) },
+		"altered": func() error { return os.WriteFile(path, was[:len(was)/2], 0o644) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		n.serve().stop()
+		if is, err := os.ReadFile(path); err != nil || string(is) != string(was) {
+			t.Errorf("%s: it says %q, %v", how, is, err)
+		}
+	}
 }
 
 // tree lists what a node consists of, with the time of its last change: not the locks, which every

@@ -38,7 +38,7 @@ func TestPINFileMissing(t *testing.T) {
 	if err := os.Remove(n.PINFile); err != nil {
 		t.Fatal(err)
 	}
-	n.refused(statusOfPIN, []string{"no PIN", n.PINFile}, "serve")
+	n.refused(statusOfPIN, []string{"no PIN", n.PINFile, "put the file back, or say with pin-source where it is"}, "serve")
 	neverLoggedIn(t, m)
 }
 

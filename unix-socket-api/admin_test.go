@@ -287,7 +287,7 @@ func TestNoRecordNoChange(t *testing.T) {
 		}
 		return nil
 	}
-	if _, err := api.CreateTenant(soon(t), &kekdv1.CreateTenantRequest{Name: "beta"}); code(err) != "OUTCOME_UNKNOWN" || !strings.Contains(err.Error(), "it did") {
+	if _, err := api.CreateTenant(soon(t), &kekdv1.CreateTenantRequest{Name: "beta"}); code(err) != "OUTCOME_UNKNOWN" || !strings.Contains(err.Error(), "it took effect") {
 		t.Errorf("got %v", err)
 	}
 	mustTenant(t, n, "beta")
@@ -396,7 +396,7 @@ func TestCommittedButNotServable(t *testing.T) {
 	if !ok || e.Code != "OUTCOME_UNKNOWN" || e.IdempotencyID.ID != id {
 		t.Fatalf("got %v", err)
 	}
-	for _, word := range []string{"it did", "acme/orders@1", "eu-west has not minted"} {
+	for _, word := range []string{"it took effect", "acme/orders@1", "eu-west has not minted"} {
 		if !strings.Contains(e.Message, word) {
 			t.Errorf("%q is not in %q", word, e.Message)
 		}

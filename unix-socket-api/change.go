@@ -57,7 +57,7 @@ func (a *adminService) change(ctx context.Context, idempotencyID []byte, r Admin
 	defer cancel()
 	if _, recordErr := a.Audit.Append(recording, r); recordErr != nil && err == nil {
 		a.Log.Error("the outcome of a change is not in the audit journal", "kind", r.Kind, "index", index, "error", recordErr)
-		err = apierr.WithHint(fmt.Errorf("%w: it did, at index %d, and the audit journal has the request, but not the outcome", hierarchy.ErrOutcomeUnknown, index),
+		err = apierr.WithHint(fmt.Errorf("%w: it took effect, at index %d, and the audit journal has the request, but not the outcome", hierarchy.ErrOutcomeUnknown, index),
 			"see that the journal's disk is writable and has room")
 	}
 	if err != nil {
@@ -114,7 +114,7 @@ func (a *adminService) waitServable(ctx context.Context, c committed, name hiera
 		if err := a.Minting.WaitServable(ctx, key.Tenant, key.ID, v); err != nil {
 			version := hierarchy.VersionName{KeyName: name, Version: v}
 			e := apierr.From(apierr.WithHint(
-				fmt.Errorf("%w: it did, at index %d, but this node cannot serve %s yet: %w", hierarchy.ErrOutcomeUnknown, c.index, version, err),
+				fmt.Errorf("%w: it took effect, at index %d, but this node cannot serve %s yet: %w", hierarchy.ErrOutcomeUnknown, c.index, version, err),
 				fmt.Sprintf("it goes on by itself; `kekctl key show %s` shows what is lacking", name)))
 			e.IdempotencyID = c.id
 			return e

@@ -19,6 +19,7 @@ func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "The tamper-evident log",
 		a.auditTailCommand(),
 		a.auditVerifyCommand(),
+		a.auditHeadCommand(),
 	)
 }
 

@@ -5,9 +5,11 @@ import (
 	"crypto/ecdsa"
 	"encoding/pem"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/kekd/kekd/hierarchy/audit"
 )
@@ -18,10 +20,16 @@ type offlineOut struct {
 	Last    uint64 `json:"last"`
 	Sealed  uint64 `json:"sealed"` // the last record that a good signature covers
 	Pinned  bool   `json:"pinned"` // signatures were checked with the key that was given
+	// The last record that an anchor proves to be there; 0: none, so that the end is not proven.
+	Anchored uint64 `json:"anchored"`
 }
 
 // verifyOffline reads a journal and holds it against what was given.
 func verifyOffline(ctx context.Context, dir, keyFile string, anchorFiles []string) (*verifyOut, error) {
+	dir, err := journalIn(dir)
+	if err != nil {
+		return nil, err
+	}
 	var opts audit.VerifyOptions
 	if keyFile != "" {
 		key, err := readPublicKey(keyFile)
@@ -41,15 +49,20 @@ func verifyOffline(ctx context.Context, dir, keyFile string, anchorFiles []strin
 		}
 		opts.Anchors = append(opts.Anchors, c)
 	}
-	r, err := audit.Verify(ctx, os.DirFS(journalIn(dir)), opts)
+	r, err := audit.Verify(ctx, os.DirFS(dir), opts)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
 	out := &verifyOut{
 		OK:      r.OK(),
 		Chains:  make([]chainOut, 0, len(r.Chains)),
 		Faults:  make([]faultOut, 0, len(r.Faults)),
-		Offline: &offlineOut{r.Cluster.String(), r.First, r.Last, r.Sealed, r.Pinned},
+		Offline: &offlineOut{Cluster: r.Cluster.String(), First: r.First, Last: r.Last, Sealed: r.Sealed, Pinned: r.Pinned},
+	}
+	if out.OK { // each anchor's record is there
+		for _, c := range opts.Anchors {
+			out.Offline.Anchored = max(out.Offline.Anchored, c.Sequence)
+		}
 	}
 	for _, c := range r.Chains {
 		tenant := ""
@@ -66,12 +79,20 @@ func verifyOffline(ctx context.Context, dir, keyFile string, anchorFiles []strin
 }
 
 // journalIn finds the journal in a daemon's data directory. A journal has no directories in it.
-func journalIn(dir string) string {
+func journalIn(dir string) (string, error) {
 	inner := filepath.Join(dir, "audit")
 	if st, err := os.Stat(inner); err == nil && st.IsDir() {
-		return inner
+		return inner, nil
 	}
-	return dir
+	st, err := os.Stat(dir)
+	if err == nil && !st.IsDir() {
+		err = &fs.PathError{Op: "stat", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if err != nil {
+		return "", &fault{exit: exitLocal, code: codeLocal, message: fmt.Sprintf("there is no journal to read: %v", err),
+			hint: "give a daemon's data directory, the directory 'audit' in it, or a copy of that"}
+	}
+	return dir, nil
 }
 
 // readPublicKey reads a SubjectPublicKeyInfo in PEM or DER.

@@ -42,7 +42,7 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 The daemon checks its own journal against its identity key and the heads that the cluster keeps.
 With --dir the journal is read here, without a daemon, so that an auditor can check a copy. By itself
 such a copy proves that it agrees with itself. --public-key proves whose it is; --anchor, that it has not
-been cut off before that signed head, or written anew.`,
+been cut off before that signed head, or written anew. 'kekctl audit head' prints one to be kept elsewhere.`,
 		Example: `  kekctl audit verify
   kekctl audit verify --dir ./audit-copy --public-key node1.pem --anchor head.txt`,
 		Args: arguments(),
@@ -124,6 +124,11 @@ func (a *app) printVerification(v *verifyOut) error {
 			}
 			row(w, "signatures", key)
 			row(w, "sealed", fmt.Sprintf("up to record %d of %d", o.Sealed, o.Last))
+			end := fmt.Sprintf("not proven: what was cut off after record %d leaves no trace here; an --anchor would tell", o.Last)
+			if o.Anchored > 0 {
+				end = fmt.Sprintf("proven up to record %d, by an anchor", o.Anchored)
+			}
+			row(w, "end", end)
 		}
 		row(w, "ok", yesNo(v.OK))
 	})

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -20,19 +21,25 @@ import (
 // connectKeys and connectAdmin answer with a client of a daemon that is there.
 
 func (a *app) connectKeys(ctx context.Context) (kekdv1.KeyServiceClient, io.Closer, error) {
-	socket := cmp.Or(a.socket, os.Getenv("KEKD_SOCKET"), client.DefaultSocket)
-	if err := reach(ctx, socket); err != nil {
+	if err := reach(ctx, a.keySocket()); err != nil {
 		return nil, nil, err
 	}
-	return client.DialKeys(socket)
+	return client.DialKeys(a.keySocket())
 }
 
 func (a *app) connectAdmin(ctx context.Context) (kekdv1.AdminServiceClient, io.Closer, error) {
-	socket := cmp.Or(a.adminSocket, os.Getenv("KEKD_ADMIN_SOCKET"), client.DefaultAdminSocket)
-	if err := reach(ctx, socket); err != nil {
+	if err := reach(ctx, a.adminPath()); err != nil {
 		return nil, nil, err
 	}
-	return client.DialAdmin(socket)
+	return client.DialAdmin(a.adminPath())
+}
+
+func (a *app) keySocket() string {
+	return cmp.Or(a.socket, os.Getenv("KEKD_SOCKET"), client.DefaultSocket)
+}
+
+func (a *app) adminPath() string {
+	return cmp.Or(a.adminSocket, os.Getenv("KEKD_ADMIN_SOCKET"), client.DefaultAdminSocket)
 }
 
 // reach connects once, only to see that somebody is there. A failed call does not say whether its request
@@ -52,8 +59,17 @@ func reach(ctx context.Context, socket string) error {
 	return f
 }
 
+// wrongSocket is for a socket of kekd's, or of another program's, that has not the service that was called.
+func wrongSocket(path, what, flags string) *fault {
+	return &fault{exit: exitLocal, code: codeUsage, message: fmt.Sprintf("%s is not %s of a kekd", path, what),
+		hint: "kekd has one socket for data keys and one for administration; say with " + flags + " which is " + what}
+}
+
 // callFault says what became of a call, and whether that is certain.
 func (a *app) callFault(err error) *fault {
+	if f, ok := errors.AsType[*fault](err); ok {
+		return f
+	}
 	e, ok := errors.AsType[*client.Error](err)
 	if !ok {
 		return &fault{exit: exitLocal, code: codeLocal, message: err.Error(), uncertain: true}
@@ -63,6 +79,10 @@ func (a *app) callFault(err error) *fault {
 		*f = fault{exit: exitLocal, code: apierr.CodeUnavailable, message: message, hint: hint, uncertain: true}
 	}
 	switch {
+	case strings.Contains(e.Message, "unknown service "+kekdv1.KeyService_ServiceDesc.ServiceName):
+		return wrongSocket(a.keySocket(), "the socket for data keys", "--socket or $KEKD_SOCKET")
+	case strings.Contains(e.Message, "unknown service "+kekdv1.AdminService_ServiceDesc.ServiceName):
+		return wrongSocket(a.adminPath(), "the admin socket", "--admin-socket or $KEKD_ADMIN_SOCKET")
 	case errors.Is(e, hierarchy.ErrOutcomeUnknown), errors.Is(e, hierarchy.ErrDRPending):
 		f.exit = exitPending
 	case errors.Is(e, context.DeadlineExceeded):

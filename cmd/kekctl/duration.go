@@ -15,8 +15,15 @@ const day = 24 * time.Hour
 // duration is a flag: what Go writes, and whole days before it, as in 90d or 1d12h. A day has 24 hours.
 type duration time.Duration
 
-func (d *duration) String() string { return formatDuration(time.Duration(*d)) }
-func (d *duration) Type() string   { return "duration" }
+// String is empty where nothing was set: each flag says in its own words what that means.
+func (d *duration) String() string {
+	if *d == 0 {
+		return ""
+	}
+	return formatDuration(time.Duration(*d))
+}
+
+func (d *duration) Type() string { return "duration" }
 
 func (d *duration) Set(s string) error {
 	v, err := parseDuration(s)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -19,6 +20,11 @@ func (f *fakeAdmin) CreateService(_ context.Context, r *kekdv1.CreateServiceRequ
 	return once(f.h, r.IdempotencyId, func() (*kekdv1.Service, error) {
 		if f.h.services[r.Name] != nil {
 			return nil, fmt.Errorf("service %q: %w", r.Name, hierarchy.ErrAlreadyExists)
+		}
+		for _, s := range f.h.services {
+			if cmp.Diff([]*uint32{s.Uid, s.Gid}, []*uint32{r.Uid, r.Gid}) == "" {
+				return nil, fmt.Errorf("%w: service %s has the same uid and gid", hierarchy.ErrAlreadyExists, s.Name)
+			}
 		}
 		s := &kekdv1.Service{Name: r.Name, Uid: r.Uid, Gid: r.Gid, CreatedAt: 1}
 		f.h.services[r.Name] = s

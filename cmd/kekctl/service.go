@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strconv"
 
@@ -79,6 +80,9 @@ func (a *app) serviceCreateCommand() *cobra.Command {
 			req.IdempotencyId = id
 			return c.CreateService(ctx, req)
 		})
+		if f, ok := errors.AsType[*fault](err); ok && f.code == hierarchy.Code(hierarchy.ErrAlreadyExists) {
+			f.hint = "a name, and a uid with a gid, belong to one service; 'kekctl service list' shows which: use it, or match by another uid or gid"
+		}
 		if err != nil {
 			return err
 		}

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 
 	"github.com/hashicorp/raft"
@@ -28,7 +28,8 @@ func initCommand() *cobra.Command {
 journal and the Raft store of a new cluster of one node. With hsm.softhsm set it makes the
 SoftHSM2 token as well, with a PIN of its own in the file that the token's pin-source names.
 
-It never replaces anything. An init that was interrupted is finished by running it again.`,
+It never replaces anything, and takes no token that another cluster has. An init that was
+interrupted is finished by running it again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runInit(cmd.Context(), path, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -59,7 +60,7 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 		return err
 	}
 	defer lock.Close()
-	n, err := startNode(c)
+	n, err := startNode(ctx, c, log)
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 	if err != nil {
 		return err
 	}
-	if err := writeFileAtomic(identityPath(c.DataDir), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}), 0o644); err != nil {
+	if err := publishIdentity(c.DataDir, spki); err != nil {
 		return err
 	}
 	if err := initJournal(c, n, token); err != nil {
@@ -90,12 +91,16 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 	return nil
 }
 
-// startNode draws the identifiers, or takes those of an init that was interrupted.
-func startNode(c config) (nodeFile, error) {
+// startNode draws the identifiers, or takes those of an init that was interrupted. Only a token
+// that is nobody's yet gets that far; what is in it afterwards is this node's.
+func startNode(ctx context.Context, c config, log *slog.Logger) (nodeFile, error) {
 	n, err := readNode(c.DataDir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := mustHoldNothing(c.DataDir); err != nil {
+			return n, err
+		}
+		if err := mustBeFree(ctx, c.HSM, log); err != nil {
 			return n, err
 		}
 		n = nodeFile{

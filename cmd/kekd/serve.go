@@ -145,6 +145,9 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if err := n.awaitLease(ctx); err != nil {
 		return err
 	}
+	if err := n.checkIdentity(); err != nil {
+		return err
+	}
 	// After Raft, which knows where the journal has to be.
 	if err := n.openJournal(ctx, o); err != nil {
 		return err

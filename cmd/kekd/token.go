@@ -69,7 +69,11 @@ func readPIN(c hsmConfig) (pkcs11.PIN, error) {
 	if err != nil {
 		return pkcs11.PIN{}, err
 	}
-	return pkcs11.ReadPIN(uri.PINSource)
+	pin, err := pkcs11.ReadPIN(uri.PINSource)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: put the file back, or say with pin-source where it is; a token opens under its own PIN alone, and kekd makes none for a token that exists", err)
+	}
+	return pin, err
 }
 
 // find takes this process's part in the directory, if it is ours, and selects the token.
