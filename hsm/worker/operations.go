@@ -89,7 +89,7 @@ type job struct {
 	openings []hsm.Opening
 	targets  []hsm.Target
 
-	next, done int // operations handed to the token, and run; guarded by jobs.mu
+	next int // operations that were run
 }
 
 // parse takes the operations of a frame. Whether they are valid is for the token to say.
@@ -152,7 +152,7 @@ func (j *job) wipe() {
 	clear(j.openings)
 	clear(j.targets)
 	j.frame, j.ops, j.ids, j.openings, j.targets = j.frame[:0], j.ops[:0], j.ids[:0], j.openings[:0], j.targets[:0]
-	j.next, j.done = 0, 0
+	j.next = 0
 }
 
 // resultSize is how many bytes the result of an operation takes at most in a frame.

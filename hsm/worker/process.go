@@ -102,7 +102,9 @@ func (p *Pool) exec(role Role) (*worker, error) {
 		opened: make(chan ready, 1), down: make(chan struct{}), exited: make(chan struct{}),
 		requests: map[uint32]*pending{},
 	}
-	if w.out, err = newSender(w.conn); err == nil {
+	link, err := newNetLink(w.conn)
+	if err == nil {
+		w.out = newSender(link)
 		w.prepare(theirs, pinEnd)
 		err = p.spawn.start(w.cmd)
 	}

@@ -1,12 +1,6 @@
 package worker
 
-import (
-	"net"
-	"sync"
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "sync"
 
 // A sender writes frames in the order in which they were appended. Whoever appends while nobody
 // writes does the writing, and takes along what others append meanwhile, so that one system
@@ -15,8 +9,7 @@ import (
 // Nobody is held up by a peer that does not read: what the socket does not take at once is
 // written by a goroutine.
 type sender struct {
-	conn *net.UnixConn
-	raw  syscall.RawConn
+	to link
 
 	mu      sync.Mutex
 	idle    sync.Cond
@@ -29,14 +22,10 @@ type sender struct {
 // keptBuffer is the largest buffer that is kept for later.
 const keptBuffer = 1 << 20
 
-func newSender(conn *net.UnixConn) (*sender, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	s := &sender{conn: conn, raw: raw}
+func newSender(to link) *sender {
+	s := &sender{to: to}
 	s.idle.L = &s.mu
-	return s, nil
+	return s
 }
 
 // begin gives the buffer to append to. It holds the sender until end.
@@ -63,7 +52,7 @@ func (s *sender) flush() {
 		b := s.pending
 		s.pending, s.spare = s.spare, nil
 		s.mu.Unlock()
-		n, err := s.try(b)
+		n, err := s.to.try(b)
 		if err == nil && n < len(b) {
 			go s.finish(b, n)
 			return
@@ -81,7 +70,7 @@ func (s *sender) flush() {
 
 // finish writes the rest of what the socket did not take at once, and what came meanwhile.
 func (s *sender) finish(b []byte, n int) {
-	_, err := s.conn.Write(b[n:])
+	_, err := s.to.Write(b[n:])
 	s.wrote(b, err)
 	s.flush()
 }
@@ -96,25 +85,6 @@ func (s *sender) wrote(b []byte, err error) {
 	if cap(b) <= keptBuffer {
 		s.spare = b[:0]
 	}
-}
-
-// try writes what the socket takes at once.
-func (s *sender) try(b []byte) (n int, err error) {
-	cerr := s.raw.Write(func(fd uintptr) bool {
-		for {
-			n, err = unix.Write(int(fd), b)
-			if err != unix.EINTR {
-				return true
-			}
-		}
-	})
-	if err == unix.EAGAIN {
-		n, err = 0, nil
-	}
-	if cerr != nil {
-		err = cerr
-	}
-	return max(n, 0), err
 }
 
 // drain waits until nobody writes: all is written, or never will be.

@@ -117,7 +117,7 @@ func inherited() (*net.UnixConn, error) {
 
 // A server serves one token to one daemon.
 type server struct {
-	conn    *net.UnixConn
+	socket  *socket
 	out     *sender
 	backend Backend
 	ctx     context.Context
@@ -127,26 +127,27 @@ type server struct {
 	err    error // why it ended; nil: the daemon hung up
 
 	inFlight atomic.Int64
-	waiting  *jobs         // of a token that runs one operation at a time
+	waiting  jobs          // of a token that runs one operation at a time; its reader's alone
 	changes  chan *request // the manager's, in order
 	pairs    map[uint32]hsm.Agreement
 	jobs     sync.Pool
 }
 
 func serve(ctx context.Context, conn *net.UnixConn, pin io.ReadCloser, open OpenFunc) error {
-	defer conn.Close()
-	out, err := newSender(conn)
+	socket, err := newSocket(conn)
 	if err != nil {
-		return err
+		pin.Close()
+		return fmt.Errorf("the daemon's socket: %w", err)
 	}
+	defer socket.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &server{
-		conn: conn, out: out, ctx: ctx, ended: make(chan struct{}),
+		socket: socket, out: newSender(socket), ctx: ctx, ended: make(chan struct{}),
 		changes: make(chan *request, 1024), pairs: map[uint32]hsm.Agreement{},
-		jobs: sync.Pool{New: func() any { return &job{} }}, waiting: newJobs(),
+		jobs: sync.Pool{New: func() any { return &job{} }},
 	}
-	frames := newFrameReader(conn)
+	frames := newFrameReader(socket)
 	role, err := readHello(frames)
 	if err != nil {
 		pin.Close()
@@ -163,12 +164,6 @@ func serve(ctx context.Context, conn *net.UnixConn, pin io.ReadCloser, open Open
 		}
 	case <-s.ended: // while the token is being opened: nobody waits for it any more
 		return s.why()
-	}
-	if s.backend.Parallel <= 1 {
-		for range runners {
-			go s.runSlices()
-		}
-		defer s.waiting.close()
 	}
 	close(reading)
 	if role == RoleManager {
@@ -284,125 +279,11 @@ func (s *server) failing() bool {
 }
 
 func (s *server) close() error {
-	s.conn.Close()
+	s.socket.Close()
 	if s.backend.Close == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), closing)
 	defer cancel()
 	return s.backend.Close(ctx)
-}
-
-// read takes frames until the daemon hangs up. It reads ahead of the token, so that the token
-// never waits for the next frame.
-func (s *server) read(frames *frameReader, open <-chan struct{}) {
-	defer frames.wipe()
-	for {
-		k, frame, err := frames.next()
-		if err == io.EOF {
-			s.end(nil)
-			return
-		}
-		if err == nil {
-			select {
-			case <-open:
-				err = s.take(k, frame)
-			case <-s.ended:
-				return
-			}
-		}
-		if err != nil {
-			s.end(err)
-			return
-		}
-	}
-}
-
-func (s *server) take(k kind, frame []byte) error {
-	switch k {
-	case kindOperations:
-		j := s.jobs.Get().(*job)
-		if err := j.parse(frame); err != nil {
-			return err
-		}
-		if s.inFlight.Add(int64(len(j.ops))) > inFlightLimit {
-			return fmt.Errorf("%w: more than %d operations in flight", errGarbage, inFlightLimit)
-		}
-		if s.backend.Parallel <= 1 {
-			s.waiting.add(j)
-		} else {
-			go s.runAll(j)
-		}
-		return nil
-	case kindRequest:
-		r, err := parseRequest(frame)
-		if err != nil {
-			return err
-		}
-		if !r.verb.managers() {
-			go s.ask(r)
-			return nil
-		}
-		select {
-		case s.changes <- r:
-			return nil
-		default:
-			return fmt.Errorf("%w: more than %d requests are waiting", errGarbage, cap(s.changes))
-		}
-	}
-	return errGarbage
-}
-
-// runSlices runs operations of frames by the slice, and answers frame by frame.
-func (s *server) runSlices() {
-	for {
-		j, from, to := s.waiting.take()
-		if j == nil {
-			return
-		}
-		s.backend.Token.Do(s.ctx, j.ops[from:to])
-		if s.waiting.ran(j, to-from) {
-			s.answer(j.ids, j.ops)
-			s.finish(j)
-		}
-	}
-}
-
-// runAll runs and answers each operation of a frame by itself, all at once.
-func (s *server) runAll(j *job) {
-	var wg sync.WaitGroup
-	for i := range j.ops {
-		wg.Go(func() {
-			s.backend.Token.Do(s.ctx, j.ops[i:i+1])
-			s.answer(j.ids[i:i+1], j.ops[i:i+1])
-		})
-	}
-	wg.Wait()
-	s.finish(j)
-}
-
-func (s *server) finish(j *job) {
-	s.inFlight.Add(-int64(len(j.ops)))
-	j.wipe()
-	s.jobs.Put(j)
-}
-
-// answer sends results. When the token was lost it sends none: the daemon runs the operations
-// again elsewhere.
-func (s *server) answer(ids []uint32, ops []hsm.Operation) {
-	for i := range ops {
-		if errors.Is(ops[i].Err, hsm.ErrUnavailable) && s.failing() {
-			return
-		}
-	}
-	b := s.out.begin()
-	b, at := beginFrame(room(b, frameHead+1), kindResults)
-	for i := range ops {
-		if len(b)-at > frameFull {
-			b = endFrame(b, at)
-			b, at = beginFrame(room(b, frameHead+1), kindResults)
-		}
-		b = appendResult(room(b, resultSize(&ops[i])), ids[i], &ops[i])
-	}
-	s.out.end(endFrame(b, at))
 }

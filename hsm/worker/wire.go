@@ -106,6 +106,16 @@ func (f *frameReader) another() bool {
 	return have >= frameHead && have-frameHead >= int(binary.LittleEndian.Uint32(f.buf[f.start:]))
 }
 
+// poll reads what is there.
+func (f *frameReader) poll(try func([]byte) (int, error)) error {
+	if f.end == len(f.buf) {
+		f.move(f.end - f.start + 1)
+	}
+	n, err := try(f.buf[f.end:])
+	f.end += n
+	return err
+}
+
 // need reads until n bytes are there.
 func (f *frameReader) need(n int) error {
 	if f.start+n > len(f.buf) {
