@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"hsm/hsmtest":  {"hsm", "hsm/pkcs11"},
 
 	"cluster/lease": {},
+	"cluster/view":  {"cluster/lease", "hierarchy/state"},
 	"cluster":       {"cluster/lease", "hierarchy/state", "hierarchy/commandpb"},
 
 	"unix-socket-api/kekdv1":  {},

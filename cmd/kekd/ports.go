@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/cluster/view"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/custody"
@@ -16,28 +16,12 @@ import (
 
 // Here stand the joints: what one part asks for, in terms of what another offers.
 
-// replica is the Raft node as custody sees it.
-type replica struct {
-	*cluster.Node
-	self  hierarchy.NodeID
-	clock *clusterTime
-}
+// replica is this node's copy of the hierarchy as custody sees it.
+type replica struct{ *view.Replica }
 
-func (n *node) replica() replica { return replica{n.raft, n.self.NodeID, &n.clock} }
+func (n *node) replica() replica { return replica{n.view} }
 
-var errNoMember = errors.New("this node is not a member of the cluster")
-
-func (r replica) View() custody.View {
-	l := r.Lease() // first: see custody.Replica
-	v := custody.View{State: r.State()}
-	now := r.Now()
-	v.Now = r.clock.at(v.State.Stamp(), now)
-	v.Age, v.Fault = l.Age(now, v.State.Index())
-	if _, member := v.State.Node(r.self); v.Fault == nil && !member {
-		v.Fault = errNoMember
-	}
-	return v
-}
+func (r replica) View() custody.View { return custody.View(r.Look()) }
 
 // proposer is the Raft node for those who need no more than to know that a command took effect.
 type proposer struct{ *cluster.Node }
@@ -53,10 +37,10 @@ func (p proposer) Propose(ctx context.Context, c *commandpb.Command) error {
 // ledger is the Raft node for those who count by cluster time.
 type ledger struct {
 	proposer
-	clock *clusterTime
+	view *view.Replica
 }
 
-func (l ledger) Now() time.Time { return l.clock.at(l.State().Stamp(), l.Node.Now()) }
+func (l ledger) Now() time.Time { return l.view.Now() }
 
 // minting tells when a key version can be served.
 type minting struct {
@@ -102,12 +86,12 @@ const healthTimeout = 2 * time.Second
 
 func (s status) Status(ctx context.Context) *kekdv1.Status {
 	n := s.n
-	view := n.replica().View()
-	st := view.State
+	look := n.replica().View()
+	st := look.State
 	m := &kekdv1.Status{
 		ClusterId: n.self.ClusterID.String(), NodeId: n.self.NodeID.String(), NodeName: n.self.Node,
 		Region: n.self.Region, Epoch: st.Epoch(), AppliedIndex: st.Index(),
-		Fresh:        view.Fault == nil && view.Age <= st.MinStaleness(),
+		Fresh:        look.Serves(st.MinStaleness()) == nil,
 		Version:      version(),
 		ClusterTime:  st.Stamp().UnixNano(),
 		AuditHealthy: n.journal.Healthy() == nil,

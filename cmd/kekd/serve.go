@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/cluster/view"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
 	"github.com/kekd/kekd/hierarchy/custody"
@@ -64,7 +65,7 @@ type node struct {
 	token      *worker.Pool
 	journal    *audit.Journal
 	raft       *cluster.Node
-	clock      clusterTime
+	view       *view.Replica
 	wraps      *quota.Wraps
 	reconciler *reconcile.Reconciler
 	keys       *socketapi.Server
@@ -142,6 +143,7 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	n.view = view.New(n.raft, n.self.NodeID)
 	if err := n.awaitLease(ctx); err != nil {
 		return err
 	}
@@ -174,7 +176,7 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 func (n *node) awaitLease(ctx context.Context) error {
 	for {
 		renewed := n.raft.Renewed()
-		if n.replica().View().Fault == nil {
+		if n.view.Look().Fault == nil {
 			return nil
 		}
 		select {
@@ -272,7 +274,7 @@ func (n *node) anchor() {
 // listen opens the sockets, last of all: who can connect is served.
 func (n *node) listen(failed chan<- error) (err error) {
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
-		n.replica(), n.token, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, &n.clock}), n.wraps, time.Now)
+		n.replica(), n.token, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
 	if n.keys, err = socketapi.NewKeyServer(hot, socketapi.DefaultLimits(), n.log); err != nil {
 		return err
 	}

@@ -115,11 +115,8 @@ func permitted(s *state.State, who hierarchy.Principal, req policy.Request) (ser
 }
 
 func fresh(v View, t *state.Tenant) error {
-	if v.Fault != nil {
-		return fmt.Errorf("%w: %w", hierarchy.ErrStale, v.Fault)
-	}
-	if v.Age > t.MaxStaleness {
-		return fmt.Errorf("%w: it was last proved current %v ago, tenant %s allows %v", hierarchy.ErrStale, v.Age.Round(1e6), t.Name, t.MaxStaleness)
+	if err := v.Serves(t.MaxStaleness); err != nil {
+		return fmt.Errorf("tenant %s: %w", t.Name, err)
 	}
 	return nil
 }

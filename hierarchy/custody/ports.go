@@ -2,6 +2,7 @@ package custody
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -13,8 +14,7 @@ import (
 
 // Replica is this node's copy of the hierarchy.
 type Replica interface {
-	// View reads the lease, then the state, then the clock, in this order: a state that was
-	// read before the lease may be older than what the lease proves.
+	// View looks at it now.
 	View() View
 }
 
@@ -25,10 +25,22 @@ type View struct {
 	// asked for.
 	Age time.Duration
 	// Fault says why nothing may be served from this state at all (no lease yet, a state that
-	// is behind its lease, a node that is no member); nil if only Age counts.
+	// is behind its lease, a node that is no member or has failed); nil if only Age counts.
 	Fault error
 	// Now is cluster time as this node knows it, for limits alone.
 	Now time.Time
+}
+
+// Serves is the rule by which a node serves, and the only one: nil if State may be served from by
+// somebody who allows it to be maxStaleness old, else a hierarchy.ErrStale.
+func (v View) Serves(maxStaleness time.Duration) error {
+	switch {
+	case v.Fault != nil:
+		return fmt.Errorf("%w: %w", hierarchy.ErrStale, v.Fault)
+	case v.Age > maxStaleness:
+		return fmt.Errorf("%w: it was last proved current %v ago, %v are allowed", hierarchy.ErrStale, v.Age.Round(time.Millisecond), maxStaleness)
+	}
+	return nil
 }
 
 // Token is the serving side of this region's token.

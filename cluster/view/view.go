@@ -1,0 +1,78 @@
+// Package view is one look at a node's copy of the hierarchy, with what is known of its age.
+//
+// What a look promises: if it has no Fault, then State has everything in it that had been committed
+// anywhere Age ago, or earlier. Whoever allows that much may serve from it. The order of its reads is
+// part of that, and stands in [Replica.Look].
+//
+// Left to others: what a lease is and how it is had (package lease), how much age somebody allows,
+// and when to look again.
+package view
+
+import (
+	"errors"
+	"time"
+
+	"github.com/kekd/kekd/cluster/lease"
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/state"
+)
+
+// Node is what a look reads: package cluster's.
+type Node interface {
+	// Lease is the last proof that State was current.
+	Lease() lease.Lease
+	State() *state.State
+	// Now reads the clock that leases are measured by.
+	Now() time.Duration
+	// Fault says why the node takes no part in the cluster any more; nil if it does.
+	Fault() error
+}
+
+// View is one look.
+type View struct {
+	State *state.State
+	// Age is an upper bound on how old State is: the time since the lease that covers it was
+	// asked for.
+	Age time.Duration
+	// Fault says why nothing may be served from this state at all; nil if only Age counts.
+	Fault error
+	// Now is cluster time as this node knows it.
+	Now time.Time
+}
+
+// ErrNoMember means that the hierarchy does not know this node, or no longer does.
+var ErrNoMember = errors.New("this node is not a member of the cluster")
+
+// Replica looks at one node's copy. Its methods may be called by many goroutines at once.
+type Replica struct {
+	node Node
+	self hierarchy.NodeID
+	time clusterTime
+}
+
+// New makes the replica of the node self.
+func New(node Node, self hierarchy.NodeID) *Replica { return &Replica{node: node, self: self} }
+
+// Look reads the lease, then the state, then the clock, then whether the node has failed.
+//
+//   - The lease before the state: a state that was read first may have been overtaken by a renewal
+//     since, and would be refused although it was current when it was read.
+//   - The state is held against the lease, since it may also be an older one: a snapshot that comes
+//     late takes the state machine back.
+//   - The clock after both: the process may be stopped between two reads, and that time counts.
+//   - The failure last, so that nothing is granted by a look that ends after it.
+func (r *Replica) Look() View {
+	l, s, now := read(r.node)
+	v := View{State: s, Now: r.time.at(s.Stamp(), now)}
+	v.Age, v.Fault = l.Age(now, s.Index())
+	if _, member := s.Node(r.self); v.Fault == nil && !member {
+		v.Fault = ErrNoMember
+	}
+	if err := r.node.Fault(); err != nil {
+		v.Fault = err
+	}
+	return v
+}
+
+// Now is cluster time as this node knows it.
+func (r *Replica) Now() time.Time { return r.time.at(r.node.State().Stamp(), r.node.Now()) }
