@@ -21,7 +21,8 @@ var mayImport = map[string][]string{
 	"hierarchy/state":     {"hierarchy/commandpb", "hierarchy/policy"},
 	"hierarchy/quota":     {"hierarchy/commandpb", "hierarchy/state", "hierarchy/policy"},
 	"hierarchy/custody":   {"hierarchy/state", "hierarchy/policy", "hierarchy/envelope", "hierarchy/audit", "hierarchy/quota", "hsm"},
-	"hierarchy/reconcile": {"hierarchy/state", "hierarchy/commandpb", "hsm"},
+	"hierarchy/capacity":  {"hierarchy/state"},
+	"hierarchy/reconcile": {"hierarchy/capacity", "hierarchy/state", "hierarchy/commandpb", "hsm"},
 
 	"hsm":          {},
 	"hsm/pkcs11":   {"hsm"},

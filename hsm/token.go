@@ -164,4 +164,12 @@ type Info struct {
 	CanCopy   bool   // C_CopyObject: hot keys may be copied into the session
 	CanLatch  bool   // C_SetAttributeValue on CKA_ENCRYPT
 	FreeBytes uint64 // private memory left; ^uint64(0) if the token does not say
+
+	// FreeObjects is how many more keys fit into that memory; ^uint64(0) if the token does not say.
+	FreeObjects uint64
+	// MaxObjects is how many objects a token of this model is to hold, where nobody knows better.
+	MaxObjects uint64
+	// Others is how many objects the token had, when it was opened, that List leaves out: the
+	// canary, the identity's pair, and what somebody else keeps there.
+	Others uint64
 }

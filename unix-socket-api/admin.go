@@ -18,6 +18,8 @@ type Admin struct {
 	Minting   Minting
 	Audit     AuditLog
 	Node      Node
+	Doctor    Doctor
+	Room      Room // nil: this node has no token
 	Admins    Admins
 	Limits    Limits
 	Log       *slog.Logger

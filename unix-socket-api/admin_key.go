@@ -18,16 +18,23 @@ func (a *adminService) CreateKey(ctx context.Context, m *kekdv1.CreateKeyRequest
 		return nil, err
 	}
 	r := AdminRecord{Kind: "key-create", TenantName: name.Tenant, Key: name.Key, Detail: fmt.Sprintf("rotate_every=%v", time.Duration(m.RotateEvery))}
+	var room hold
 	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
 		t, err := tenantByName(s, name.Tenant)
 		if err != nil {
 			return nil, err
+		}
+		if _, there := s.KeyByName(t.ID, name.Key); !there { // else that is what it is refused for
+			if err := room.take(a.Room, s, m.IdempotencyId, func(r Room) (func(), error) { return r.ForKey(t.ID) }); err != nil {
+				return nil, err
+			}
 		}
 		id := hierarchy.NewID()
 		return &commandpb.Command{Body: &commandpb.Command_CreateKey{CreateKey: &commandpb.CreateKey{
 			TenantId: t.ID.ID[:], KeyId: id[:], Name: name.Key, RotateEvery: m.RotateEvery,
 		}}}, nil
 	})
+	room.done()
 	if err != nil {
 		return nil, err
 	}
@@ -40,15 +47,20 @@ func (a *adminService) RotateKey(ctx context.Context, m *kekdv1.RotateKeyRequest
 		return nil, err
 	}
 	r := AdminRecord{Kind: "key-rotate", TenantName: name.Tenant, Key: name.Key}
+	var room hold
 	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
 		k, err := keyByName(s, name)
 		if err != nil {
+			return nil, err
+		}
+		if err := room.take(a.Room, s, m.IdempotencyId, func(r Room) (func(), error) { return r.ForVersion(k.Tenant) }); err != nil {
 			return nil, err
 		}
 		return &commandpb.Command{Body: &commandpb.Command_RotateKey{RotateKey: &commandpb.RotateKey{
 			TenantId: k.Tenant.ID[:], KeyId: k.ID.ID[:], AfterVersion: k.Newest().Number, Cause: commandpb.RotationCause_ROTATION_CAUSE_OPERATOR,
 		}}}, nil
 	})
+	room.done()
 	if err != nil {
 		return nil, err
 	}

@@ -24,12 +24,12 @@ func (a *adminService) CreateTenant(ctx context.Context, m *kekdv1.CreateTenantR
 			TenantId: id[:], Name: m.Name, MaxStaleness: int64(staleness),
 		}}}, nil
 	})
-	return answerTenant(done.state, m.Name, done.index, err)
+	return a.answerTenant(done.state, m.Name, done.index, err)
 }
 
 func (a *adminService) DisableTenant(ctx context.Context, m *kekdv1.DisableTenantRequest) (*kekdv1.Tenant, error) {
 	done, err := a.setTenantState(ctx, m.IdempotencyId, "tenant-disable", m.Name, m.Reason, commandpb.TenantState_TENANT_STATE_DISABLED)
-	return answerTenant(done.state, m.Name, done.index, err)
+	return a.answerTenant(done.state, m.Name, done.index, err)
 }
 
 // EnableTenant returns when this node can use what the tenant has.
@@ -47,7 +47,7 @@ func (a *adminService) EnableTenant(ctx context.Context, m *kekdv1.EnableTenantR
 			return nil, err
 		}
 	}
-	return answerTenant(a.Hierarchy.State(), m.Name, done.index, nil)
+	return a.answerTenant(a.Hierarchy.State(), m.Name, done.index, nil)
 }
 
 // usable are the versions of a key that are of use for something.
@@ -100,23 +100,23 @@ func (a *adminService) SetTenant(ctx context.Context, m *kekdv1.SetTenantRequest
 		set.TenantId = t.ID.ID[:]
 		return &commandpb.Command{Body: &commandpb.Command_SetTenant{SetTenant: set}}, nil
 	})
-	return answerTenant(done.state, m.Name, done.index, err)
+	return a.answerTenant(done.state, m.Name, done.index, err)
 }
 
 func (a *adminService) ListTenants(context.Context, *kekdv1.ListTenantsRequest) (*kekdv1.ListTenantsResponse, error) {
 	s, m := a.Hierarchy.State(), &kekdv1.ListTenantsResponse{}
 	for t := range s.Tenants() {
-		m.Tenants = append(m.Tenants, tenantMessage(s, t, s.Index()))
+		m.Tenants = append(m.Tenants, a.tenantMessage(s, t, s.Index()))
 	}
 	return m, nil
 }
 
 func (a *adminService) GetTenant(_ context.Context, m *kekdv1.GetTenantRequest) (*kekdv1.Tenant, error) {
 	s := a.Hierarchy.State()
-	return answerTenant(s, m.Name, s.Index(), nil)
+	return a.answerTenant(s, m.Name, s.Index(), nil)
 }
 
-func answerTenant(s *state.State, name string, index uint64, err error) (*kekdv1.Tenant, error) {
+func (a *adminService) answerTenant(s *state.State, name string, index uint64, err error) (*kekdv1.Tenant, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -124,10 +124,10 @@ func answerTenant(s *state.State, name string, index uint64, err error) (*kekdv1
 	if err != nil {
 		return nil, err
 	}
-	return tenantMessage(s, t, index), nil
+	return a.tenantMessage(s, t, index), nil
 }
 
-func tenantMessage(s *state.State, t *state.Tenant, index uint64) *kekdv1.Tenant {
+func (a *adminService) tenantMessage(s *state.State, t *state.Tenant, index uint64) *kekdv1.Tenant {
 	m := &kekdv1.Tenant{
 		Id: t.ID.String(), Name: t.Name, State: t.State.String(), StateReason: t.StateReason,
 		CreatedAt: nanoseconds(t.CreatedAt), StateAt: nanoseconds(t.StateAt),
@@ -138,6 +138,9 @@ func tenantMessage(s *state.State, t *state.Tenant, index uint64) *kekdv1.Tenant
 	}
 	for range s.Keys(t.ID) {
 		m.Keys++
+	}
+	if a.Room != nil {
+		m.ObjectsUsed, m.ObjectsLeft = a.Room.Objects(s, t.ID)
 	}
 	return m
 }

@@ -167,6 +167,8 @@ func (f *fakeDaemon) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 		f.cut()
 	case "blank":
 		proto.Reset(resp.(proto.Message))
+	case "ail":
+		resp.(*kekdv1.DoctorResponse).Checks[0].Status = fault.code
 	case "short":
 		m := resp.(*kekdv1.GenerateDataKeyResponse)
 		m.Plaintext = m.Plaintext[:len(m.Plaintext)-1]

@@ -25,7 +25,8 @@ func (f *fakeAdmin) GetStatus(context.Context, *kekdv1.GetStatusRequest) (*kekdv
 		ClusterId: f.h.cluster.String(), NodeId: f.h.node.String(), NodeName: "one", Region: "local", Role: "voting",
 		Leader: f.h.node.String(), AppliedIndex: f.h.index + 1, Fresh: true, AuditHealthy: true, Version: "fake",
 		ClusterTime: time.Now().UnixNano(), DataDir: "/var/lib/kekd", Warnings: []string{"this is a fake"},
-		Hsm: &kekdv1.HSMStatus{Label: "fake", Model: "map", Serial: "1", Healthy: true, Objects: uint64(len(f.h.keys))},
+		Hsm: &kekdv1.HSMStatus{Label: "fake", Model: "map", Serial: "1", Healthy: true, Objects: uint64(len(f.h.keys)),
+			ObjectsUsed: f.h.objects(""), ObjectsLeft: fakeObjects - f.h.objects(""), ObjectsReserved: uint64(len(f.h.keys)), ObjectsMax: fakeObjects},
 	}, nil
 }
 
@@ -62,7 +63,12 @@ func (f *fakeAdmin) GetTenant(_ context.Context, r *kekdv1.GetTenantRequest) (*k
 	f.h.mu.Lock()
 	defer f.h.mu.Unlock()
 	t, err := f.h.tenant(r.Name)
-	return proto.CloneOf(t), err
+	if err != nil {
+		return nil, err
+	}
+	t = proto.CloneOf(t)
+	t.ObjectsUsed, t.ObjectsLeft = f.h.objects(r.Name), fakeObjects-f.h.objects("")
+	return t, nil
 }
 
 // setTenant changes one tenant.

@@ -29,6 +29,7 @@ const (
 	codeBadAnswer      = "BAD_ANSWER"
 	codeEnvelope       = "ENVELOPE_INVALID"
 	codeAuditFault     = "AUDIT_FAULT"
+	codeCheckMissing   = "CHECK_MISSING"
 	codeOutcomeUnknown = "OUTCOME_UNKNOWN"
 )
 

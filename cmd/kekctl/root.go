@@ -31,6 +31,7 @@ type app struct {
 func (a *app) root() *cobra.Command {
 	root := group("kekctl", "Keys of tenants, held in an HSM by kekd",
 		a.statusCommand(),
+		a.doctorCommand(),
 		a.tenantCommand(),
 		a.keyCommand(),
 		a.dataKeyCommand(),

@@ -57,6 +57,7 @@ func runScripts(t *testing.T, dir string) {
 //	fake lose METHOD        do it, and cut the connection before the answer
 //	fake blank METHOD       do it, and answer with nothing filled in
 //	fake short METHOD       do it, and answer with a data key that lacks a byte
+//	fake ail Doctor STATUS  do it, and answer that its first check went so
 //	fake hanging            wait for the next call that hangs
 //	fake miss               let whoever watches miss seven events
 //	fake stop               end
@@ -74,7 +75,7 @@ func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	case !neg && len(args) == 3:
 		f.inject(args[1], fakeFault{kind: args[0], code: args[2]})
 	default:
-		ts.Fatalf("usage: fake stop|hanging|miss|fail|grpc|hang|lose|blank|short METHOD [CODE]")
+		ts.Fatalf("usage: fake stop|hanging|miss|fail|grpc|hang|lose|blank|short|ail METHOD [CODE]")
 	}
 }
 

@@ -36,6 +36,11 @@ type hsmOut struct {
 	Healthy bool   `json:"healthy"`
 	Fault   string `json:"fault,omitempty"`
 	Objects uint64 `json:"objects"`
+
+	ObjectsUsed     uint64 `json:"objects_used"`
+	ObjectsLeft     uint64 `json:"objects_left"`
+	ObjectsReserved uint64 `json:"objects_reserved"`
+	ObjectsMax      uint64 `json:"objects_max"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -74,7 +79,8 @@ func newStatusOut(s *kekdv1.Status) statusOut {
 		Warnings:     append([]string{}, s.Warnings...),
 	}
 	if h := s.Hsm; h != nil {
-		out.HSM = &hsmOut{h.Label, h.Model, h.Serial, h.Healthy, h.Fault, h.Objects}
+		out.HSM = &hsmOut{h.Label, h.Model, h.Serial, h.Healthy, h.Fault, h.Objects,
+			h.ObjectsUsed, h.ObjectsLeft, h.ObjectsReserved, h.ObjectsMax}
 	}
 	return out
 }
@@ -96,6 +102,7 @@ func statusTable(w io.Writer, s *kekdv1.Status) {
 			health = "SICK: " + h.Fault
 		}
 		row(w, "hsm health", health)
+		row(w, "hsm room", fmt.Sprintf("%d of %d objects used, %d left, %d of them for rotations", h.ObjectsUsed, h.ObjectsMax, h.ObjectsLeft, min(h.ObjectsReserved, h.ObjectsLeft)))
 	} else {
 		row(w, "hsm", "none")
 	}

@@ -23,6 +23,8 @@ type tenantOut struct {
 	Placement    []string   `json:"placement"`
 	Keys         uint64     `json:"keys"`
 	Limits       []limitOut `json:"limits"`
+	ObjectsUsed  uint64     `json:"objects_used"` // in the answering node's token
+	ObjectsLeft  uint64     `json:"objects_left"` // in it, for all tenants together
 }
 
 func newTenantOut(t *kekdv1.Tenant) tenantOut {
@@ -37,6 +39,8 @@ func newTenantOut(t *kekdv1.Tenant) tenantOut {
 		Placement:    append([]string{}, t.Placement...),
 		Keys:         t.Keys,
 		Limits:       newLimitsOut(t.Limits),
+		ObjectsUsed:  t.ObjectsUsed,
+		ObjectsLeft:  t.ObjectsLeft,
 	}
 }
 

@@ -42,6 +42,12 @@ type hsmConfig struct {
 	Workers   int    `toml:"workers"`    // processes that drive the token; 0: as its model needs
 	Sessions  int    `toml:"sessions"`   // of each worker; 0: as the token's model needs
 	MaxCopies int    `toml:"max_copies"` // session copies of hot keys; 0: 1024
+	// MaxObjects is how many objects the token is to hold, everybody's together, before keys are
+	// refused: see package capacity. No token says it reliably, so the operator does. 0: 32,768
+	// for SoftHSM, which has no bound, but takes 10 kB of memory in each worker and two files on
+	// the disk for each; 4,096 for others, of which vendors promise "some thousands" (AWS
+	// CloudHSM: 16,666).
+	MaxObjects uint64 `toml:"max_objects"`
 }
 
 type socketConfig struct {
@@ -108,6 +114,14 @@ func loadConfig(path string) (config, error) {
 	return c, nil
 }
 
+// Bounds of hsm.max_objects. A token needs three objects for the daemon itself, and some that are
+// spare. Above a hundred thousand a listing is slow, and one of more than 300,000 is refused by the
+// protocol of workers.
+const (
+	minObjects = 16
+	maxObjects = 200_000
+)
+
 // maxSocketPath is what fits into sockaddr_un.sun_path with its final zero (unix(7)).
 const maxSocketPath = 107
 
@@ -149,6 +163,9 @@ func (c *config) check() error {
 	}
 	if c.HSM.MaxCopies < 0 {
 		return fmt.Errorf("hsm.max_copies: %d is negative", c.HSM.MaxCopies)
+	}
+	if c.HSM.MaxObjects != 0 && (c.HSM.MaxObjects < minObjects || c.HSM.MaxObjects > maxObjects) {
+		return fmt.Errorf("hsm.max_objects: %d is not 0, and not between %d and %d", c.HSM.MaxObjects, minObjects, maxObjects)
 	}
 	if _, err := newLogger(os.Stderr, c.Log); err != nil {
 		return err

@@ -45,9 +45,13 @@ func main() {
 	}
 }
 
-// exitStatus is 1, or EX_CONFIG (sysexits.h) for a PIN that must not be tried again by a
-// service manager's restart: docs/OPERATIONS.md has the line for the unit.
+// exitStatus is 1, 2 for a token that lacks what kekd needs, or EX_CONFIG (sysexits.h) for a PIN
+// that must not be tried again by a service manager's restart: docs/OPERATIONS.md has the line for
+// the unit.
 func exitStatus(err error) int {
+	if errors.Is(err, errMissing) {
+		return 2
+	}
 	for _, final := range []error{hsm.ErrPINIncorrect, hsm.ErrPINLocked, hsm.ErrPINMissing} {
 		if errors.Is(err, final) {
 			return 78
@@ -64,7 +68,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(initCommand(), serveCommand(), devCommand(), tokenWorkerCommand())
+	root.AddCommand(initCommand(), serveCommand(), devCommand(), tokenWorkerCommand(), doctorCommand(), tokenCheckupCommand())
 	return root
 }
 

@@ -115,6 +115,7 @@ func (s status) Status(ctx context.Context) *kekdv1.Status {
 	}
 	inventory := n.reconciler.Inventory()
 	m.Hsm.Objects = inventory.Objects
+	tellRoom(m.Hsm, n.room.Room())
 	for _, missing := range inventory.Missing {
 		m.Warnings = append(m.Warnings, "key version "+missing)
 	}

@@ -68,6 +68,7 @@ type node struct {
 	view       *view.Replica
 	wraps      *quota.Wraps
 	reconciler *reconcile.Reconciler
+	room       room
 	keys       *socketapi.Server
 	admin      *socketapi.Server
 
@@ -165,7 +166,8 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	go n.anchor()
 
 	n.wraps = quota.NewWraps(n.self.NodeID, n.self.RegionID, proposer{n.raft})
-	n.reconciler = reconcile.New(reconcile.Self{Region: n.self.RegionID, Node: n.self.NodeID}, proposer{n.raft}, n.token, n.token, n.log)
+	n.reconciler = reconcile.New(reconcile.Self{Region: n.self.RegionID, Node: n.self.NodeID, MaxObjects: n.config.HSM.MaxObjects}, proposer{n.raft}, n.token, n.token, n.log)
+	n.room = newRoom(n, n.reconciler)
 	background, stop := context.WithCancel(context.Background())
 	n.stopBackground = stop
 	n.background.Go(func() { n.reconciler.Run(background) })
@@ -288,6 +290,8 @@ func (n *node) listen(failed chan<- error) (err error) {
 		Minting:   minting{n.raft, n.reconciler, n.self.RegionID},
 		Audit:     &auditLog{journal: n.journal, state: n.raft.State, self: n.self.NodeID, cluster: n.self.ClusterID},
 		Node:      status{n},
+		Doctor:    doctor{n},
+		Room:      n.room,
 		Admins:    socketapi.Admins{GID: adminGID},
 		Limits:    socketapi.DefaultAdminLimits(),
 		Log:       n.log,

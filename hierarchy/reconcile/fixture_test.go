@@ -156,12 +156,14 @@ type token struct {
 	calls     []string
 	fault     func() fault
 	noLatch   bool
+	info      hsm.Info
 }
 
 func newToken() *token {
 	return &token{
 		objects: map[hierarchy.ObjectID]hsm.Object{}, halfMade: map[hierarchy.ObjectID]bool{}, forgotten: map[hierarchy.ObjectID]int{},
 		fault: func() fault { return none },
+		info:  hsm.Info{MaxObjects: 1000, FreeBytes: ^uint64(0), FreeObjects: ^uint64(0)},
 	}
 }
 
@@ -229,7 +231,11 @@ func (k *token) Destroy(_ context.Context, id hierarchy.ObjectID) error {
 	})
 }
 
-func (k *token) Info(context.Context) (hsm.Info, error) { return hsm.Info{}, nil }
+func (k *token) Info(context.Context) (hsm.Info, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.info, nil
+}
 
 func (k *token) Forget(_ context.Context, ids []hierarchy.ObjectID) error {
 	return k.do("forget", func() error {

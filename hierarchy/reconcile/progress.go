@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/capacity"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
 )
@@ -19,6 +20,8 @@ type Inventory struct {
 	Missing []string
 	// Orphans are labels of key objects of ours that the hierarchy does not know.
 	Orphans []string
+	// Token is how much the token holds, as of the last listing or minting.
+	Token capacity.Token
 }
 
 // progress is what others may know of the reconciler's work.
@@ -47,6 +50,8 @@ func (p *progress) done(index uint64, open map[hierarchy.TenantID]error, objects
 
 func (p *progress) stuck(err error)         { p.update(func() { p.fault = err }) }
 func (p *progress) inventory(inv Inventory) { p.update(func() { p.found = inv }) }
+func (p *progress) limit(objects uint64)    { p.update(func() { p.found.Token.Max = objects }) }
+func (p *progress) full(full bool)          { p.update(func() { p.found.Token.Full = full }) }
 
 // Inventory returns what was found at the start.
 func (r *Reconciler) Inventory() Inventory {
@@ -114,7 +119,11 @@ func inventory(s *state.State, region hierarchy.RegionID, objects []hsm.Object) 
 		}
 	}
 	for _, o := range objects {
-		if strings.HasPrefix(o.Label, "kekd/") && strings.Count(o.Label, "/") == 4 && !known[o.ID] {
+		if known[o.ID] {
+			continue
+		}
+		inv.Token.Foreign++
+		if strings.HasPrefix(o.Label, "kekd/") && strings.Count(o.Label, "/") == 4 {
 			inv.Orphans = append(inv.Orphans, o.Label)
 		}
 	}

@@ -50,6 +50,8 @@ type Token interface {
 type Self struct {
 	Region hierarchy.RegionID
 	Node   hierarchy.NodeID
+	// MaxObjects is how many objects the token is to hold; 0: what suits its model.
+	MaxObjects uint64
 }
 
 // Reconciler drives one region's token. Make one with New and run it once.
@@ -62,6 +64,7 @@ type Reconciler struct {
 
 	// Of the goroutine in Run alone.
 	have      map[hierarchy.ObjectID]hsm.Object
+	unnamed   uint64                          // key objects whose CKA_ID is none of ours
 	forgotten map[hierarchy.ObjectID]struct{} // unusable, and dropped from the serving side
 	noLatch   bool                            // the token cannot latch
 
@@ -146,14 +149,21 @@ func (r *Reconciler) list(ctx context.Context, s *state.State) error {
 	if err != nil {
 		return err
 	}
+	info, err := r.manager.Info(ctx)
+	if err != nil {
+		return err
+	}
 	have := make(map[hierarchy.ObjectID]hsm.Object, len(objects))
 	for _, o := range objects {
 		if len(o.RawID) == len(o.ID) {
 			have[o.ID] = o
 		}
 	}
-	r.have = have
-	r.progress.inventory(inventory(s, r.self.Region, objects))
+	r.have, r.unnamed = have, uint64(len(objects)-len(have))
+	inv := inventory(s, r.self.Region, objects)
+	inv.Token.Foreign += info.Others
+	inv.Token.Max = r.max(info)
+	r.progress.inventory(inv)
 	return nil
 }
 
@@ -207,6 +217,7 @@ func (r *Reconciler) take(ctx context.Context, s *state.State, st step) error {
 			return fmt.Errorf("sweep what an earlier minting has left: %w", err)
 		}
 		delete(r.have, st.object)
+		r.progress.full(false)
 		return nil
 	default:
 		return r.mint(ctx, st)
@@ -234,7 +245,13 @@ func (r *Reconciler) latch(ctx context.Context, st step) error {
 // mint makes the region's KEK of a version, or finds the one that an earlier try made, and
 // records it.
 func (r *Reconciler) mint(ctx context.Context, st step) error {
+	if err := r.room(ctx, st.object); err != nil {
+		return fmt.Errorf("mint: %w", err)
+	}
 	obj, err := r.manager.Generate(ctx, st.object, st.label())
+	if full := errors.Is(err, hsm.ErrCapacity); full || err == nil {
+		r.progress.full(full)
+	}
 	if errors.Is(err, hsm.ErrKeyRefused) || errors.Is(err, hsm.ErrAmbiguous) {
 		// A crash left something unfit under the ID. It is not destroyed before the hierarchy
 		// has given the attempt up: only that proves that nobody has recorded it.
@@ -264,6 +281,10 @@ func (r *Reconciler) rotate(ctx context.Context) {
 		return
 	}
 	for _, d := range due(r.raft.State()) {
+		if err := r.fits(d); err != nil {
+			r.log.Warn("a rotation that is due has no room in the token", "tenant", d.tenant.Name, "key", d.key.Name, "error", err)
+			continue
+		}
 		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 		err := r.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_RotateKey{RotateKey: &commandpb.RotateKey{
 			TenantId: d.tenant.ID.ID[:], KeyId: d.key.ID.ID[:], AfterVersion: d.after, Cause: commandpb.RotationCause(d.cause),

@@ -57,6 +57,13 @@ func (o *outcome) err() error {
 	return &replay{sentinel, o.text}
 }
 
+// Decided tells whether a command's outcome is remembered: then the command, proposed again, answers
+// as it did and changes nothing.
+func (s *State) Decided(id hierarchy.CommandID) bool {
+	_, ok := s.outcomeByID.get(id)
+	return ok
+}
+
 // remembered tells whether a command's outcome is kept. It is not for what the cluster proposes by
 // itself all the time and may safely do twice: a tick and an anchor say the same again, what is
 // minted is recorded once, and a block that is reserved twice is only wasted. Returning seals twice

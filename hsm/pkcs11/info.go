@@ -58,25 +58,69 @@ func (t *Token) Info(ctx context.Context) (hsm.Info, error) {
 			Firmware: version(i.FirmwareVersion),
 			KDFs:     kdfs,
 			CanCopy:  t.can.copy, CanLatch: t.can.latch,
-			FreeBytes: free,
+			FreeBytes: free, FreeObjects: t.freeObjects(s, free),
+			MaxObjects: Selected{Manufacturer: i.ManufacturerID, Model: i.Model}.MaxObjects(),
+			Others:     t.others,
 		}, nil
 	})
 }
 
-// tryKDFs tries each way to agree a key once: a token lists CKM_ECDH1_DERIVE and does not say
-// with which KDF.
+// MaxObjects is how many objects a token of this model is to hold, where nobody knows better: no
+// token says it in a way that all do. SoftHSM has no bound of its own: each object costs 10 kB in
+// each worker (10,000: 106 MB), and 32,768 still start within some seconds. Of HSMs "some
+// thousands" is what vendors promise; who has more says so in the configuration.
+func (s Selected) MaxObjects() uint64 {
+	if s.IsSoftHSM() {
+		return 32_768
+	}
+	return 4_096
+}
+
+// objectBytes is what one key is taken to need where the token does not tell. The values of its
+// attributes have some 200 bytes; the rest is for what a token adds to them.
+const objectBytes = 1024
+
+// freeObjects is how many more keys fit into the memory that is free.
+func (t *Token) freeObjects(s *slot, free uint64) uint64 {
+	if free == ^uint64(0) {
+		return free
+	}
+	size, err := t.m.ctx.GetObjectSize(s.session, t.canary.handle)
+	if err != nil || size == 0 || size == pkcs11.CK_UNAVAILABLE_INFORMATION {
+		size = objectBytes
+	}
+	return free / uint64(size)
+}
+
+// countOthers counts the objects on the token that are no keys as [Token.List] gives them.
+func (t *Token) countOthers(s *slot, keys int) error {
+	all, err := t.m.search(s.session, attributes{attr(pkcs11.CKA_TOKEN, true)})
+	if err != nil {
+		return err
+	}
+	t.others = uint64(max(len(all)-keys, 0))
+	return nil
+}
+
+// tryKDFs tries each way to agree a key, once for the life of the token.
 func (t *Token) tryKDFs(s *slot) ([]hsm.KDF, error) {
 	if known := t.kdfs.Load(); known != nil {
 		return *known, nil
 	}
+	kdfs, err := t.listKDFs(s)
+	if err == nil {
+		t.kdfs.Store(&kdfs)
+	}
+	return kdfs, err
+}
+
+// listKDFs tries each way to agree a key: a token lists CKM_ECDH1_DERIVE and does not say with which
+// KDF.
+func (t *Token) listKDFs(s *slot) ([]hsm.KDF, error) {
 	kdfs := []hsm.KDF{}
 	mine, err := t.newPair(s)
 	if err != nil {
-		if lost(err) {
-			return nil, err
-		}
-		t.kdfs.Store(&kdfs)
-		return kdfs, nil
+		return kdfs, unlessLost(err)
 	}
 	defer t.destroyPair(s, mine)
 	theirs, err := t.newPair(s)
@@ -93,7 +137,6 @@ func (t *Token) tryKDFs(s *slot) ([]hsm.KDF, error) {
 			return nil, err
 		}
 	}
-	t.kdfs.Store(&kdfs)
 	return kdfs, nil
 }
 

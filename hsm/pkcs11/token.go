@@ -40,13 +40,18 @@ type Config struct {
 // more than one thread makes it slower (GCM decrypt of 32 bytes on 1, 2, 4 threads: 76, 52,
 // 60 thousand a second). A network HSM waits for its network.
 func (s Selected) Profile() (slots, copies int) {
-	if s.Manufacturer == "SoftHSM project" && s.Model == "SoftHSM v2" {
+	if s.IsSoftHSM() {
 		return 1, 1024
 	}
 	return 8, 1024
 }
 
-// A Token is an open token. It is a [hsm.Token], [hsm.Manager] and [hsm.Agreer].
+// IsSoftHSM tells SoftHSM2, which is the embedded default.
+func (s Selected) IsSoftHSM() bool {
+	return s.Manufacturer == "SoftHSM project" && s.Model == "SoftHSM v2"
+}
+
+// A Token is an open token. It is a [hsm.Token], [hsm.Manager], [hsm.Agreer] and [hsm.Examiner].
 type Token struct {
 	cfg    Config
 	m      *module
@@ -64,6 +69,7 @@ type Token struct {
 	manager chan func(*slot) // to the goroutine that finds and changes objects
 	search  search
 	can     capabilities
+	others  uint64                    // see hsm.Info; of the manager's process
 	kdfs    atomic.Pointer[[]hsm.KDF] // nil until tried
 
 	dead    chan struct{} // closed when nothing is served any more
@@ -76,9 +82,10 @@ type Token struct {
 }
 
 var (
-	_ hsm.Token   = (*Token)(nil)
-	_ hsm.Manager = (*Token)(nil)
-	_ hsm.Agreer  = (*Token)(nil)
+	_ hsm.Token    = (*Token)(nil)
+	_ hsm.Manager  = (*Token)(nil)
+	_ hsm.Agreer   = (*Token)(nil)
+	_ hsm.Examiner = (*Token)(nil)
 )
 
 // Open opens the token, logs in if nobody in this process has, lists the key objects and
@@ -182,6 +189,17 @@ func (t *Token) load(ctx context.Context, s *slot) error {
 		}
 		if t.canary, err = t.generate(ctx, s, canaryID, canaryLabel); err != nil {
 			return fmt.Errorf("make the canary: %w", err)
+		}
+	}
+	if t.cfg.Manager {
+		keys := 0
+		for _, r := range listing {
+			if r.obj.ID != canaryID {
+				keys++
+			}
+		}
+		if err := t.countOthers(s, keys); err != nil {
+			return err
 		}
 	}
 	t.can, err = s.tryCapabilities()

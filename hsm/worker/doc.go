@@ -1,8 +1,8 @@
 // Package worker serves the port of package hsm by child processes: a PKCS#11 module that
 // crashes, hangs or loses its token takes no daemon along.
 //
-// [Open] starts the workers and gives a [Pool], which is a [hsm.Token], [hsm.Manager] and
-// [hsm.Agreer]. [Serve] is what a worker process runs. They talk over a socket pair, in frames
+// [Open] starts the workers and gives a [Pool], which is a [hsm.Token], [hsm.Manager],
+// [hsm.Agreer] and [hsm.Examiner]. [Serve] is what a worker process runs. They talk over a socket pair, in frames
 // that carry many operations each. Nothing here loads a module: what a worker opens is handed
 // to Serve.
 //

@@ -123,6 +123,27 @@ func (p *Pool) Info(ctx context.Context) (hsm.Info, error) {
 	return i, nil
 }
 
+// Examine is [hsm.Examiner]'s. It says what the manager's process can do with the token.
+func (p *Pool) Examine(ctx context.Context) ([]hsm.Check, error) {
+	body, _, err := p.manage(ctx, &request{verb: verbExamine})
+	if err != nil {
+		return nil, err
+	}
+	d := decoder{b: body}
+	checks := d.checks()
+	if err := d.done(); err != nil {
+		return nil, fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+	}
+	return checks, nil
+}
+
+// Size is how many workers there are to be. Fewer serve while one is replaced.
+func (p *Pool) Size() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.seats)
+}
+
 // Generate is [hsm.Manager]'s.
 func (p *Pool) Generate(ctx context.Context, id hierarchy.ObjectID, label string) (hsm.Object, error) {
 	if err := checkLabel(label); err != nil {

@@ -33,9 +33,10 @@ type Pool struct {
 }
 
 var (
-	_ hsm.Token   = (*Pool)(nil)
-	_ hsm.Manager = (*Pool)(nil)
-	_ hsm.Agreer  = (*Pool)(nil)
+	_ hsm.Token    = (*Pool)(nil)
+	_ hsm.Manager  = (*Pool)(nil)
+	_ hsm.Agreer   = (*Pool)(nil)
+	_ hsm.Examiner = (*Pool)(nil)
 )
 
 // firstTries is how often the first worker is started. A worker that ends without a word may

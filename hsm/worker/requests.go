@@ -24,6 +24,7 @@ const (
 	verbGenerate
 	verbSetUsable
 	verbDestroy
+	verbExamine
 	verbBegin
 	verbDerive
 	verbEnd
@@ -200,7 +201,10 @@ func appendInfo(b []byte, i *hsm.Info) []byte {
 	}
 	b = appendFlag(b, i.CanCopy)
 	b = appendFlag(b, i.CanLatch)
-	return le.AppendUint64(b, i.FreeBytes)
+	for _, n := range []uint64{i.FreeBytes, i.FreeObjects, i.MaxObjects, i.Others} {
+		b = le.AppendUint64(b, n)
+	}
+	return b
 }
 
 func (d *decoder) info() (i hsm.Info) {
@@ -212,8 +216,33 @@ func (d *decoder) info() (i hsm.Info) {
 		i.KDFs = append(i.KDFs, hsm.KDF(d.text()))
 	}
 	i.CanCopy, i.CanLatch = d.flag(), d.flag()
-	i.FreeBytes = d.u64()
+	for _, n := range []*uint64{&i.FreeBytes, &i.FreeObjects, &i.MaxObjects, &i.Others} {
+		*n = d.u64()
+	}
 	return i
+}
+
+// checksLimit bounds the checks of an examination: there are about ten.
+const checksLimit = 64
+
+func appendChecks(b []byte, checks []hsm.Check) []byte {
+	for _, c := range checks {
+		for _, s := range []string{c.Name, string(c.Verdict), c.Meaning, c.Action} {
+			b = appendText(b, s)
+		}
+	}
+	return b
+}
+
+func (d *decoder) checks() (checks []hsm.Check) {
+	for d.more() && len(checks) < checksLimit {
+		c := hsm.Check{Name: d.text(), Verdict: hsm.Verdict(d.text()), Meaning: d.text(), Action: d.text()}
+		if c.Verdict != hsm.OK && c.Verdict != hsm.Degraded && c.Verdict != hsm.Missing {
+			d.bad = true
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }
 
 // A hello is the first thing that a worker hears.

@@ -43,8 +43,9 @@ func (r Role) String() string {
 type Backend struct {
 	Token hsm.Token
 	// Manager and Agreer are asked in the manager only, and one thing at a time.
-	Manager hsm.Manager
-	Agreer  hsm.Agreer
+	Manager  hsm.Manager
+	Agreer   hsm.Agreer
+	Examiner hsm.Examiner // nil: it cannot be examined
 	// Signer is the manager's signing identity; nil where there is none.
 	Signer crypto.Signer
 

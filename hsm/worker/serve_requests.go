@@ -65,6 +65,12 @@ func (s *server) perform(ctx context.Context, r *request) ([]byte, error) {
 		return nil, s.backend.Manager.SetUsable(ctx, r.object, r.usable)
 	case verbDestroy:
 		return nil, s.backend.Manager.Destroy(ctx, r.object)
+	case verbExamine:
+		if s.backend.Examiner == nil {
+			return nil, fmt.Errorf("%w: this worker cannot examine its token", hsm.ErrUnsupported)
+		}
+		checks, err := s.backend.Examiner.Examine(ctx)
+		return appendChecks(nil, checks), err
 	case verbBegin:
 		return s.begin(ctx, r)
 	case verbDerive:

@@ -37,7 +37,7 @@ const (
 
 // protocolVersion is raised when a frame changes. Daemon and worker are one binary, so it only
 // tells a mistake.
-const protocolVersion = 1
+const protocolVersion = 2
 
 // errGarbage is what is read that no peer of ours writes.
 var errGarbage = errors.New("a frame that makes no sense")

@@ -144,7 +144,7 @@ func TestThingsArrive(t *testing.T) {
 	if !errors.Is(got.Fault, hsm.ErrAmbiguous) || got.Fault.Error() != o.Fault.Error() {
 		t.Errorf("a fault arrived as %v", got.Fault)
 	}
-	i := hsm.Info{Label: "l", Manufacturer: "m", Model: "mo", Serial: "s", Firmware: "f", KDFs: []hsm.KDF{hsm.KDFECDHAESCBC}, CanCopy: true, CanLatch: true, FreeBytes: ^uint64(0)}
+	i := hsm.Info{Label: "l", Manufacturer: "m", Model: "mo", Serial: "s", Firmware: "f", KDFs: []hsm.KDF{hsm.KDFECDHAESCBC}, CanCopy: true, CanLatch: true, FreeBytes: ^uint64(0), FreeObjects: 7, MaxObjects: 4096, Others: 3}
 	gotInfo, err := worker.RoundInfo(i)
 	must(t, err)
 	if diff := cmp.Diff(i, gotInfo); diff != "" {

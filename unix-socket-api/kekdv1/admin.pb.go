@@ -224,15 +224,21 @@ func (x *Status) GetDataDir() string {
 }
 
 type HSMStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Label         string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
-	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
-	Healthy       bool                   `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"`
-	Fault         string                 `protobuf:"bytes,4,opt,name=fault,proto3" json:"fault,omitempty"`
-	Serial        string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
-	Objects       uint64                 `protobuf:"varint,6,opt,name=objects,proto3" json:"objects,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Label   string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	Model   string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Healthy bool                   `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Fault   string                 `protobuf:"bytes,4,opt,name=fault,proto3" json:"fault,omitempty"`
+	Serial  string                 `protobuf:"bytes,5,opt,name=serial,proto3" json:"serial,omitempty"`
+	Objects uint64                 `protobuf:"varint,6,opt,name=objects,proto3" json:"objects,omitempty"`
+	// Of the token, in objects. What is used has what is about to be minted in it; what is left has what is
+	// reserved in it, which is for one rotation of each key; a new key takes one and reserves another.
+	ObjectsUsed     uint64 `protobuf:"varint,7,opt,name=objects_used,json=objectsUsed,proto3" json:"objects_used,omitempty"`
+	ObjectsLeft     uint64 `protobuf:"varint,8,opt,name=objects_left,json=objectsLeft,proto3" json:"objects_left,omitempty"`
+	ObjectsReserved uint64 `protobuf:"varint,9,opt,name=objects_reserved,json=objectsReserved,proto3" json:"objects_reserved,omitempty"`
+	ObjectsMax      uint64 `protobuf:"varint,10,opt,name=objects_max,json=objectsMax,proto3" json:"objects_max,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *HSMStatus) Reset() {
@@ -307,6 +313,183 @@ func (x *HSMStatus) GetObjects() uint64 {
 	return 0
 }
 
+func (x *HSMStatus) GetObjectsUsed() uint64 {
+	if x != nil {
+		return x.ObjectsUsed
+	}
+	return 0
+}
+
+func (x *HSMStatus) GetObjectsLeft() uint64 {
+	if x != nil {
+		return x.ObjectsLeft
+	}
+	return 0
+}
+
+func (x *HSMStatus) GetObjectsReserved() uint64 {
+	if x != nil {
+		return x.ObjectsReserved
+	}
+	return 0
+}
+
+func (x *HSMStatus) GetObjectsMax() uint64 {
+	if x != nil {
+		return x.ObjectsMax
+	}
+	return 0
+}
+
+type DoctorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DoctorRequest) Reset() {
+	*x = DoctorRequest{}
+	mi := &file_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DoctorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DoctorRequest) ProtoMessage() {}
+
+func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
+func (*DoctorRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{3}
+}
+
+type DoctorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checks        []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DoctorResponse) Reset() {
+	*x = DoctorResponse{}
+	mi := &file_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DoctorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DoctorResponse) ProtoMessage() {}
+
+func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
+func (*DoctorResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DoctorResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+// Check is one thing that was tried.
+type Check struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // stable, such as latch
+	Status        string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`   // ok, degraded or missing
+	Meaning       string                 `protobuf:"bytes,3,opt,name=meaning,proto3" json:"meaning,omitempty"` // for the user, in one sentence
+	Action        string                 `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`   // what to do; empty: nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Check) Reset() {
+	*x = Check{}
+	mi := &file_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Check) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Check) ProtoMessage() {}
+
+func (x *Check) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Check.ProtoReflect.Descriptor instead.
+func (*Check) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Check) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Check) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Check) GetMeaning() string {
+	if x != nil {
+		return x.Meaning
+	}
+	return ""
+}
+
+func (x *Check) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
 type Tenant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -318,15 +501,17 @@ type Tenant struct {
 	MaxStaleness  int64                  `protobuf:"varint,7,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"` // nanoseconds
 	Placement     []string               `protobuf:"bytes,8,rep,name=placement,proto3" json:"placement,omitempty"`                            // region names
 	Keys          uint64                 `protobuf:"varint,9,opt,name=keys,proto3" json:"keys,omitempty"`
-	Index         uint64                 `protobuf:"varint,10,opt,name=index,proto3" json:"index,omitempty"`  // log index of the change that answered
-	Limits        []*Limit               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"` // over all services; the shorter window first
+	Index         uint64                 `protobuf:"varint,10,opt,name=index,proto3" json:"index,omitempty"`                                // log index of the change that answered
+	Limits        []*Limit               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`                               // over all services; the shorter window first
+	ObjectsUsed   uint64                 `protobuf:"varint,12,opt,name=objects_used,json=objectsUsed,proto3" json:"objects_used,omitempty"` // of the answering node's token
+	ObjectsLeft   uint64                 `protobuf:"varint,13,opt,name=objects_left,json=objectsLeft,proto3" json:"objects_left,omitempty"` // in it, for all tenants together
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_admin_proto_msgTypes[3]
+	mi := &file_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +523,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[3]
+	mi := &file_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +536,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{3}
+	return file_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Tenant) GetId() string {
@@ -431,6 +616,20 @@ func (x *Tenant) GetLimits() []*Limit {
 	return nil
 }
 
+func (x *Tenant) GetObjectsUsed() uint64 {
+	if x != nil {
+		return x.ObjectsUsed
+	}
+	return 0
+}
+
+func (x *Tenant) GetObjectsLeft() uint64 {
+	if x != nil {
+		return x.ObjectsLeft
+	}
+	return 0
+}
+
 // Limit allows so many operations in each window of a length: a second or a minute, counted by each node for
 // itself, or an hour or a day, counted over all nodes.
 type Limit struct {
@@ -443,7 +642,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_admin_proto_msgTypes[4]
+	mi := &file_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +654,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[4]
+	mi := &file_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +667,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{4}
+	return file_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Limit) GetCount() uint64 {
@@ -494,7 +693,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +705,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +718,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{5}
+	return file_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Limits) GetLimits() []*Limit {
@@ -540,7 +739,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +751,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +764,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateTenantRequest) GetIdempotencyId() []byte {
@@ -597,7 +796,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +808,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +821,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 type ListTenantsResponse struct {
@@ -634,7 +833,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +845,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +858,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -678,7 +877,7 @@ type GetTenantRequest struct {
 
 func (x *GetTenantRequest) Reset() {
 	*x = GetTenantRequest{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +889,7 @@ func (x *GetTenantRequest) String() string {
 func (*GetTenantRequest) ProtoMessage() {}
 
 func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +902,7 @@ func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTenantRequest.ProtoReflect.Descriptor instead.
 func (*GetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetTenantRequest) GetName() string {
@@ -724,7 +923,7 @@ type DisableTenantRequest struct {
 
 func (x *DisableTenantRequest) Reset() {
 	*x = DisableTenantRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +935,7 @@ func (x *DisableTenantRequest) String() string {
 func (*DisableTenantRequest) ProtoMessage() {}
 
 func (x *DisableTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +948,7 @@ func (x *DisableTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableTenantRequest.ProtoReflect.Descriptor instead.
 func (*DisableTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DisableTenantRequest) GetIdempotencyId() []byte {
@@ -784,7 +983,7 @@ type EnableTenantRequest struct {
 
 func (x *EnableTenantRequest) Reset() {
 	*x = EnableTenantRequest{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +995,7 @@ func (x *EnableTenantRequest) String() string {
 func (*EnableTenantRequest) ProtoMessage() {}
 
 func (x *EnableTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +1008,7 @@ func (x *EnableTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableTenantRequest.ProtoReflect.Descriptor instead.
 func (*EnableTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EnableTenantRequest) GetIdempotencyId() []byte {
@@ -845,7 +1044,7 @@ type SetTenantRequest struct {
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1056,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1069,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetTenantRequest) GetIdempotencyId() []byte {
@@ -910,7 +1109,7 @@ type WatchTenantRequest struct {
 
 func (x *WatchTenantRequest) Reset() {
 	*x = WatchTenantRequest{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1121,7 @@ func (x *WatchTenantRequest) String() string {
 func (*WatchTenantRequest) ProtoMessage() {}
 
 func (x *WatchTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1134,7 @@ func (x *WatchTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTenantRequest.ProtoReflect.Descriptor instead.
 func (*WatchTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchTenantRequest) GetName() string {
@@ -966,7 +1165,7 @@ type TenantEvent struct {
 
 func (x *TenantEvent) Reset() {
 	*x = TenantEvent{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1177,7 @@ func (x *TenantEvent) String() string {
 func (*TenantEvent) ProtoMessage() {}
 
 func (x *TenantEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1190,7 @@ func (x *TenantEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantEvent.ProtoReflect.Descriptor instead.
 func (*TenantEvent) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TenantEvent) GetTime() int64 {
@@ -1089,7 +1288,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1300,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1313,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Caller) GetUid() uint32 {
@@ -1154,7 +1353,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1365,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1378,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Key) GetTenant() string {
@@ -1252,7 +1451,7 @@ type KeyVersion struct {
 
 func (x *KeyVersion) Reset() {
 	*x = KeyVersion{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1463,7 @@ func (x *KeyVersion) String() string {
 func (*KeyVersion) ProtoMessage() {}
 
 func (x *KeyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1476,7 @@ func (x *KeyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersion.ProtoReflect.Descriptor instead.
 func (*KeyVersion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KeyVersion) GetVersion() uint32 {
@@ -1335,7 +1534,7 @@ type KeyVersionRegion struct {
 
 func (x *KeyVersionRegion) Reset() {
 	*x = KeyVersionRegion{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1546,7 @@ func (x *KeyVersionRegion) String() string {
 func (*KeyVersionRegion) ProtoMessage() {}
 
 func (x *KeyVersionRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1559,7 @@ func (x *KeyVersionRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersionRegion.ProtoReflect.Descriptor instead.
 func (*KeyVersionRegion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KeyVersionRegion) GetRegion() string {
@@ -1409,7 +1608,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1620,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1633,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateKeyRequest) GetIdempotencyId() []byte {
@@ -1467,7 +1666,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1678,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1691,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListKeysRequest) GetTenant() string {
@@ -1511,7 +1710,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1722,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1735,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1555,7 +1754,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1766,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1779,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetKeyRequest) GetKey() string {
@@ -1600,7 +1799,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1811,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1824,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateKeyRequest) GetIdempotencyId() []byte {
@@ -1654,7 +1853,7 @@ type SetKeyRequest struct {
 
 func (x *SetKeyRequest) Reset() {
 	*x = SetKeyRequest{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1666,7 +1865,7 @@ func (x *SetKeyRequest) String() string {
 func (*SetKeyRequest) ProtoMessage() {}
 
 func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1679,7 +1878,7 @@ func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetKeyRequest) GetIdempotencyId() []byte {
@@ -1722,7 +1921,7 @@ type SetKeyVersionStateRequest struct {
 
 func (x *SetKeyVersionStateRequest) Reset() {
 	*x = SetKeyVersionStateRequest{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1933,7 @@ func (x *SetKeyVersionStateRequest) String() string {
 func (*SetKeyVersionStateRequest) ProtoMessage() {}
 
 func (x *SetKeyVersionStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1946,7 @@ func (x *SetKeyVersionStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyVersionStateRequest.ProtoReflect.Descriptor instead.
 func (*SetKeyVersionStateRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetKeyVersionStateRequest) GetIdempotencyId() []byte {
@@ -1790,7 +1989,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +2001,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +2014,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Service) GetName() string {
@@ -1858,7 +2057,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2069,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2082,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateServiceRequest) GetIdempotencyId() []byte {
@@ -1922,7 +2121,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2133,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2146,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 type ListServicesResponse struct {
@@ -1959,7 +2158,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2170,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2183,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -2004,7 +2203,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2215,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2228,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteServiceRequest) GetIdempotencyId() []byte {
@@ -2055,7 +2254,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2266,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2279,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteServiceResponse) GetIndex() uint64 {
@@ -2100,7 +2299,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2311,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2324,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -2156,7 +2355,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2367,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2380,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Rule) GetService() string {
@@ -2236,7 +2435,7 @@ type AllowPolicyRequest struct {
 
 func (x *AllowPolicyRequest) Reset() {
 	*x = AllowPolicyRequest{}
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2447,7 @@ func (x *AllowPolicyRequest) String() string {
 func (*AllowPolicyRequest) ProtoMessage() {}
 
 func (x *AllowPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2460,7 @@ func (x *AllowPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowPolicyRequest.ProtoReflect.Descriptor instead.
 func (*AllowPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AllowPolicyRequest) GetIdempotencyId() []byte {
@@ -2289,7 +2488,7 @@ type RevokePolicyRequest struct {
 
 func (x *RevokePolicyRequest) Reset() {
 	*x = RevokePolicyRequest{}
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2500,7 @@ func (x *RevokePolicyRequest) String() string {
 func (*RevokePolicyRequest) ProtoMessage() {}
 
 func (x *RevokePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2513,7 @@ func (x *RevokePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicyRequest.ProtoReflect.Descriptor instead.
 func (*RevokePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{35}
+	return file_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokePolicyRequest) GetIdempotencyId() []byte {
@@ -2347,7 +2546,7 @@ type RevokePolicyResponse struct {
 
 func (x *RevokePolicyResponse) Reset() {
 	*x = RevokePolicyResponse{}
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2558,7 @@ func (x *RevokePolicyResponse) String() string {
 func (*RevokePolicyResponse) ProtoMessage() {}
 
 func (x *RevokePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2571,7 @@ func (x *RevokePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicyResponse.ProtoReflect.Descriptor instead.
 func (*RevokePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RevokePolicyResponse) GetIndex() uint64 {
@@ -2391,7 +2590,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +2602,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +2615,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{37}
+	return file_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPoliciesRequest) GetService() string {
@@ -2435,7 +2634,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2646,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2659,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{38}
+	return file_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListPoliciesResponse) GetRules() []*Rule {
@@ -2483,7 +2682,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2694,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2707,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{39}
+	return file_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExplainPolicyRequest) GetService() string {
@@ -2557,7 +2756,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2768,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2781,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{40}
+	return file_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExplainPolicyResponse) GetAllowed() bool {
@@ -2617,7 +2816,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2828,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2841,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{41}
+	return file_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TailAuditRequest) GetTenant() string {
@@ -2675,7 +2874,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_admin_proto_msgTypes[42]
+	mi := &file_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2886,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[42]
+	mi := &file_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2899,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{42}
+	return file_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AuditRecord) GetJson() string {
@@ -2718,7 +2917,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_admin_proto_msgTypes[43]
+	mi := &file_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2929,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[43]
+	mi := &file_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2942,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{43}
+	return file_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type VerifyAuditResponse struct {
@@ -2757,7 +2956,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_admin_proto_msgTypes[44]
+	mi := &file_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2968,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[44]
+	mi := &file_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2981,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{44}
+	return file_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -2818,7 +3017,7 @@ type AuditChain struct {
 
 func (x *AuditChain) Reset() {
 	*x = AuditChain{}
-	mi := &file_admin_proto_msgTypes[45]
+	mi := &file_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3029,7 @@ func (x *AuditChain) String() string {
 func (*AuditChain) ProtoMessage() {}
 
 func (x *AuditChain) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[45]
+	mi := &file_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +3042,7 @@ func (x *AuditChain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditChain.ProtoReflect.Descriptor instead.
 func (*AuditChain) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{45}
+	return file_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AuditChain) GetNode() string {
@@ -2884,7 +3083,7 @@ type AuditFault struct {
 
 func (x *AuditFault) Reset() {
 	*x = AuditFault{}
-	mi := &file_admin_proto_msgTypes[46]
+	mi := &file_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3095,7 @@ func (x *AuditFault) String() string {
 func (*AuditFault) ProtoMessage() {}
 
 func (x *AuditFault) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[46]
+	mi := &file_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3108,7 @@ func (x *AuditFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFault.ProtoReflect.Descriptor instead.
 func (*AuditFault) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{46}
+	return file_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AuditFault) GetWhere() string {
@@ -2950,14 +3149,28 @@ const file_admin_proto_rawDesc = "" +
 	"\fcluster_time\x18\r \x01(\x03R\vclusterTime\x12#\n" +
 	"\raudit_healthy\x18\x0e \x01(\bR\fauditHealthy\x12\x1a\n" +
 	"\bwarnings\x18\x0f \x03(\tR\bwarnings\x12\x19\n" +
-	"\bdata_dir\x18\x10 \x01(\tR\adataDir\"\x99\x01\n" +
+	"\bdata_dir\x18\x10 \x01(\tR\adataDir\"\xab\x02\n" +
 	"\tHSMStatus\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x18\n" +
 	"\ahealthy\x18\x03 \x01(\bR\ahealthy\x12\x14\n" +
 	"\x05fault\x18\x04 \x01(\tR\x05fault\x12\x16\n" +
 	"\x06serial\x18\x05 \x01(\tR\x06serial\x12\x18\n" +
-	"\aobjects\x18\x06 \x01(\x04R\aobjects\"\xb4\x02\n" +
+	"\aobjects\x18\x06 \x01(\x04R\aobjects\x12!\n" +
+	"\fobjects_used\x18\a \x01(\x04R\vobjectsUsed\x12!\n" +
+	"\fobjects_left\x18\b \x01(\x04R\vobjectsLeft\x12)\n" +
+	"\x10objects_reserved\x18\t \x01(\x04R\x0fobjectsReserved\x12\x1f\n" +
+	"\vobjects_max\x18\n" +
+	" \x01(\x04R\n" +
+	"objectsMax\"\x0f\n" +
+	"\rDoctorRequest\"8\n" +
+	"\x0eDoctorResponse\x12&\n" +
+	"\x06checks\x18\x01 \x03(\v2\x0e.kekd.v1.CheckR\x06checks\"e\n" +
+	"\x05Check\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
+	"\ameaning\x18\x03 \x01(\tR\ameaning\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\"\xfa\x02\n" +
 	"\x06Tenant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2971,7 +3184,9 @@ const file_admin_proto_rawDesc = "" +
 	"\x04keys\x18\t \x01(\x04R\x04keys\x12\x14\n" +
 	"\x05index\x18\n" +
 	" \x01(\x04R\x05index\x12&\n" +
-	"\x06limits\x18\v \x03(\v2\x0e.kekd.v1.LimitR\x06limits\"/\n" +
+	"\x06limits\x18\v \x03(\v2\x0e.kekd.v1.LimitR\x06limits\x12!\n" +
+	"\fobjects_used\x18\f \x01(\x04R\vobjectsUsed\x12!\n" +
+	"\fobjects_left\x18\r \x01(\x04R\vobjectsLeft\"/\n" +
 	"\x05Limit\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x10\n" +
 	"\x03per\x18\x02 \x01(\x03R\x03per\"0\n" +
@@ -3149,9 +3364,10 @@ const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"AuditFault\x12\x14\n" +
 	"\x05where\x18\x01 \x01(\tR\x05where\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what2\xe9\v\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what2\xa4\f\n" +
 	"\fAdminService\x127\n" +
-	"\tGetStatus\x12\x19.kekd.v1.GetStatusRequest\x1a\x0f.kekd.v1.Status\x12=\n" +
+	"\tGetStatus\x12\x19.kekd.v1.GetStatusRequest\x1a\x0f.kekd.v1.Status\x129\n" +
+	"\x06Doctor\x12\x16.kekd.v1.DoctorRequest\x1a\x17.kekd.v1.DoctorResponse\x12=\n" +
 	"\fCreateTenant\x12\x1c.kekd.v1.CreateTenantRequest\x1a\x0f.kekd.v1.Tenant\x12H\n" +
 	"\vListTenants\x12\x1b.kekd.v1.ListTenantsRequest\x1a\x1c.kekd.v1.ListTenantsResponse\x127\n" +
 	"\tGetTenant\x12\x19.kekd.v1.GetTenantRequest\x1a\x0f.kekd.v1.Tenant\x12?\n" +
@@ -3187,127 +3403,133 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),          // 0: kekd.v1.GetStatusRequest
 	(*Status)(nil),                    // 1: kekd.v1.Status
 	(*HSMStatus)(nil),                 // 2: kekd.v1.HSMStatus
-	(*Tenant)(nil),                    // 3: kekd.v1.Tenant
-	(*Limit)(nil),                     // 4: kekd.v1.Limit
-	(*Limits)(nil),                    // 5: kekd.v1.Limits
-	(*CreateTenantRequest)(nil),       // 6: kekd.v1.CreateTenantRequest
-	(*ListTenantsRequest)(nil),        // 7: kekd.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),       // 8: kekd.v1.ListTenantsResponse
-	(*GetTenantRequest)(nil),          // 9: kekd.v1.GetTenantRequest
-	(*DisableTenantRequest)(nil),      // 10: kekd.v1.DisableTenantRequest
-	(*EnableTenantRequest)(nil),       // 11: kekd.v1.EnableTenantRequest
-	(*SetTenantRequest)(nil),          // 12: kekd.v1.SetTenantRequest
-	(*WatchTenantRequest)(nil),        // 13: kekd.v1.WatchTenantRequest
-	(*TenantEvent)(nil),               // 14: kekd.v1.TenantEvent
-	(*Caller)(nil),                    // 15: kekd.v1.Caller
-	(*Key)(nil),                       // 16: kekd.v1.Key
-	(*KeyVersion)(nil),                // 17: kekd.v1.KeyVersion
-	(*KeyVersionRegion)(nil),          // 18: kekd.v1.KeyVersionRegion
-	(*CreateKeyRequest)(nil),          // 19: kekd.v1.CreateKeyRequest
-	(*ListKeysRequest)(nil),           // 20: kekd.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 21: kekd.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),             // 22: kekd.v1.GetKeyRequest
-	(*RotateKeyRequest)(nil),          // 23: kekd.v1.RotateKeyRequest
-	(*SetKeyRequest)(nil),             // 24: kekd.v1.SetKeyRequest
-	(*SetKeyVersionStateRequest)(nil), // 25: kekd.v1.SetKeyVersionStateRequest
-	(*Service)(nil),                   // 26: kekd.v1.Service
-	(*CreateServiceRequest)(nil),      // 27: kekd.v1.CreateServiceRequest
-	(*ListServicesRequest)(nil),       // 28: kekd.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 29: kekd.v1.ListServicesResponse
-	(*DeleteServiceRequest)(nil),      // 30: kekd.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),     // 31: kekd.v1.DeleteServiceResponse
-	(*RequiredContext)(nil),           // 32: kekd.v1.RequiredContext
-	(*Rule)(nil),                      // 33: kekd.v1.Rule
-	(*AllowPolicyRequest)(nil),        // 34: kekd.v1.AllowPolicyRequest
-	(*RevokePolicyRequest)(nil),       // 35: kekd.v1.RevokePolicyRequest
-	(*RevokePolicyResponse)(nil),      // 36: kekd.v1.RevokePolicyResponse
-	(*ListPoliciesRequest)(nil),       // 37: kekd.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),      // 38: kekd.v1.ListPoliciesResponse
-	(*ExplainPolicyRequest)(nil),      // 39: kekd.v1.ExplainPolicyRequest
-	(*ExplainPolicyResponse)(nil),     // 40: kekd.v1.ExplainPolicyResponse
-	(*TailAuditRequest)(nil),          // 41: kekd.v1.TailAuditRequest
-	(*AuditRecord)(nil),               // 42: kekd.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),        // 43: kekd.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),       // 44: kekd.v1.VerifyAuditResponse
-	(*AuditChain)(nil),                // 45: kekd.v1.AuditChain
-	(*AuditFault)(nil),                // 46: kekd.v1.AuditFault
-	(*ContextEntry)(nil),              // 47: kekd.v1.ContextEntry
+	(*DoctorRequest)(nil),             // 3: kekd.v1.DoctorRequest
+	(*DoctorResponse)(nil),            // 4: kekd.v1.DoctorResponse
+	(*Check)(nil),                     // 5: kekd.v1.Check
+	(*Tenant)(nil),                    // 6: kekd.v1.Tenant
+	(*Limit)(nil),                     // 7: kekd.v1.Limit
+	(*Limits)(nil),                    // 8: kekd.v1.Limits
+	(*CreateTenantRequest)(nil),       // 9: kekd.v1.CreateTenantRequest
+	(*ListTenantsRequest)(nil),        // 10: kekd.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),       // 11: kekd.v1.ListTenantsResponse
+	(*GetTenantRequest)(nil),          // 12: kekd.v1.GetTenantRequest
+	(*DisableTenantRequest)(nil),      // 13: kekd.v1.DisableTenantRequest
+	(*EnableTenantRequest)(nil),       // 14: kekd.v1.EnableTenantRequest
+	(*SetTenantRequest)(nil),          // 15: kekd.v1.SetTenantRequest
+	(*WatchTenantRequest)(nil),        // 16: kekd.v1.WatchTenantRequest
+	(*TenantEvent)(nil),               // 17: kekd.v1.TenantEvent
+	(*Caller)(nil),                    // 18: kekd.v1.Caller
+	(*Key)(nil),                       // 19: kekd.v1.Key
+	(*KeyVersion)(nil),                // 20: kekd.v1.KeyVersion
+	(*KeyVersionRegion)(nil),          // 21: kekd.v1.KeyVersionRegion
+	(*CreateKeyRequest)(nil),          // 22: kekd.v1.CreateKeyRequest
+	(*ListKeysRequest)(nil),           // 23: kekd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),          // 24: kekd.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),             // 25: kekd.v1.GetKeyRequest
+	(*RotateKeyRequest)(nil),          // 26: kekd.v1.RotateKeyRequest
+	(*SetKeyRequest)(nil),             // 27: kekd.v1.SetKeyRequest
+	(*SetKeyVersionStateRequest)(nil), // 28: kekd.v1.SetKeyVersionStateRequest
+	(*Service)(nil),                   // 29: kekd.v1.Service
+	(*CreateServiceRequest)(nil),      // 30: kekd.v1.CreateServiceRequest
+	(*ListServicesRequest)(nil),       // 31: kekd.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 32: kekd.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),      // 33: kekd.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 34: kekd.v1.DeleteServiceResponse
+	(*RequiredContext)(nil),           // 35: kekd.v1.RequiredContext
+	(*Rule)(nil),                      // 36: kekd.v1.Rule
+	(*AllowPolicyRequest)(nil),        // 37: kekd.v1.AllowPolicyRequest
+	(*RevokePolicyRequest)(nil),       // 38: kekd.v1.RevokePolicyRequest
+	(*RevokePolicyResponse)(nil),      // 39: kekd.v1.RevokePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 40: kekd.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 41: kekd.v1.ListPoliciesResponse
+	(*ExplainPolicyRequest)(nil),      // 42: kekd.v1.ExplainPolicyRequest
+	(*ExplainPolicyResponse)(nil),     // 43: kekd.v1.ExplainPolicyResponse
+	(*TailAuditRequest)(nil),          // 44: kekd.v1.TailAuditRequest
+	(*AuditRecord)(nil),               // 45: kekd.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),        // 46: kekd.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),       // 47: kekd.v1.VerifyAuditResponse
+	(*AuditChain)(nil),                // 48: kekd.v1.AuditChain
+	(*AuditFault)(nil),                // 49: kekd.v1.AuditFault
+	(*ContextEntry)(nil),              // 50: kekd.v1.ContextEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	2,  // 0: kekd.v1.Status.hsm:type_name -> kekd.v1.HSMStatus
-	4,  // 1: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
-	4,  // 2: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
-	3,  // 3: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
-	5,  // 4: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
-	15, // 5: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
-	17, // 6: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
-	18, // 7: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
-	16, // 8: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
-	26, // 9: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
-	32, // 10: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
-	4,  // 11: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
-	33, // 12: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
-	33, // 13: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
-	47, // 14: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
-	33, // 15: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
-	45, // 16: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
-	46, // 17: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
-	0,  // 18: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
-	6,  // 19: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
-	7,  // 20: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
-	9,  // 21: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
-	10, // 22: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
-	11, // 23: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
-	12, // 24: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
-	13, // 25: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
-	19, // 26: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
-	20, // 27: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
-	22, // 28: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
-	23, // 29: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
-	24, // 30: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
-	25, // 31: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
-	27, // 32: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
-	28, // 33: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
-	30, // 34: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
-	34, // 35: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
-	35, // 36: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
-	37, // 37: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
-	39, // 38: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
-	41, // 39: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
-	43, // 40: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
-	1,  // 41: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
-	3,  // 42: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
-	8,  // 43: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
-	3,  // 44: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
-	3,  // 45: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
-	3,  // 46: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
-	3,  // 47: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
-	14, // 48: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
-	16, // 49: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
-	21, // 50: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
-	16, // 51: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
-	16, // 52: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
-	16, // 53: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
-	16, // 54: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
-	26, // 55: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
-	29, // 56: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
-	31, // 57: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
-	33, // 58: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
-	36, // 59: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
-	38, // 60: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
-	40, // 61: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
-	42, // 62: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
-	44, // 63: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
-	41, // [41:64] is the sub-list for method output_type
-	18, // [18:41] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	5,  // 1: kekd.v1.DoctorResponse.checks:type_name -> kekd.v1.Check
+	7,  // 2: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
+	7,  // 3: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
+	6,  // 4: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
+	8,  // 5: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
+	18, // 6: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
+	20, // 7: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
+	21, // 8: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
+	19, // 9: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
+	29, // 10: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
+	35, // 11: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
+	7,  // 12: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
+	36, // 13: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
+	36, // 14: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
+	50, // 15: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
+	36, // 16: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
+	48, // 17: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
+	49, // 18: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
+	0,  // 19: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
+	3,  // 20: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
+	9,  // 21: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
+	10, // 22: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
+	12, // 23: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
+	13, // 24: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
+	14, // 25: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
+	15, // 26: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
+	16, // 27: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
+	22, // 28: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
+	23, // 29: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
+	25, // 30: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
+	26, // 31: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
+	27, // 32: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
+	28, // 33: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
+	30, // 34: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
+	31, // 35: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
+	33, // 36: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
+	37, // 37: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
+	38, // 38: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
+	40, // 39: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
+	42, // 40: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
+	44, // 41: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
+	46, // 42: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
+	1,  // 43: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
+	4,  // 44: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
+	6,  // 45: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
+	11, // 46: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
+	6,  // 47: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
+	6,  // 48: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
+	6,  // 49: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
+	6,  // 50: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
+	17, // 51: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
+	19, // 52: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
+	24, // 53: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
+	19, // 54: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
+	19, // 55: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
+	19, // 56: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
+	19, // 57: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
+	29, // 58: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
+	32, // 59: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
+	34, // 60: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
+	36, // 61: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
+	39, // 62: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
+	41, // 63: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
+	43, // 64: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
+	45, // 65: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
+	47, // 66: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
+	43, // [43:67] is the sub-list for method output_type
+	19, // [19:43] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -3316,18 +3538,18 @@ func file_admin_proto_init() {
 		return
 	}
 	file_key_proto_init()
-	file_admin_proto_msgTypes[12].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[24].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[26].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[15].OneofWrappers = []any{}
 	file_admin_proto_msgTypes[27].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[32].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[29].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[30].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

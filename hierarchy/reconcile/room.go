@@ -1,0 +1,55 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/capacity"
+	"github.com/kekd/kekd/hsm"
+)
+
+// used is how many objects the token has, as far as is known without listing it again.
+func (r *Reconciler) used(info hsm.Info) uint64 {
+	return uint64(len(r.have)) + r.unnamed + info.Others
+}
+
+// max is how many objects the token is to hold: as configured, or as suits its model, and no more
+// than its memory has room for.
+func (r *Reconciler) max(info hsm.Info) uint64 {
+	limit := r.self.MaxObjects
+	if limit == 0 {
+		limit = info.MaxObjects
+	}
+	if info.FreeObjects != ^uint64(0) {
+		limit = min(limit, r.used(info)+info.FreeObjects)
+	}
+	return limit
+}
+
+// room looks at the token itself before a key is made in it: what the hierarchy says may have been
+// decided by several nodes at once, and other people may use the token. A key that is there already
+// needs none.
+func (r *Reconciler) room(ctx context.Context, object hierarchy.ObjectID) error {
+	if _, made := r.have[object]; made {
+		return nil
+	}
+	info, err := r.manager.Info(ctx)
+	if err != nil {
+		return err
+	}
+	limit, used := r.max(info), r.used(info)
+	r.progress.limit(limit)
+	if used >= limit {
+		return fmt.Errorf("%w: it has %d objects of %d: if it has more room than that, raise hsm.max_objects", hsm.ErrCapacity, used, limit)
+	}
+	return nil
+}
+
+// fits tells whether a rotation that is due has room. Others that are due may not have then: each is
+// asked for with those before it in the hierarchy.
+func (r *Reconciler) fits(d rotation) error {
+	s := r.raft.State()
+	room := capacity.Room{Token: r.Inventory().Token, Demand: capacity.Of(s, r.self.Region)}
+	return room.Version(capacity.Cost(d.tenant, r.self.Region))
+}
