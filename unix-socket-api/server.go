@@ -91,21 +91,33 @@ func (s *Server) SetServing(yes bool) {
 	s.health.SetServingStatus("", status)
 }
 
-// Shutdown takes no more work, waits for what is in flight until the context ends, and then
-// breaks off the rest.
-func (s *Server) Shutdown(ctx context.Context) {
+// Shutdown takes no more work and waits for what is in flight. With a quarter of the context's time
+// left it breaks off the rest. It returns when the context ends at the latest; the error says that
+// calls still run then.
+func (s *Server) Shutdown(ctx context.Context) error {
 	s.health.Shutdown() // balancers look elsewhere first
 	s.stop()            // streams answer what they have, and end
 	done := make(chan struct{})
 	go func() {
-		s.grpc.GracefulStop() // no new calls; waits for those that run
+		s.grpc.GracefulStop() // no new calls; waits for those that run, also after a Stop
 		close(done)
 	}()
+	patience, cancel := ctx, context.CancelFunc(func() {})
+	if end, ok := ctx.Deadline(); ok {
+		patience, cancel = context.WithDeadline(ctx, end.Add(-time.Until(end)/4))
+	}
+	defer cancel()
 	select {
 	case <-done:
+		return nil
+	case <-patience.Done():
+		go s.grpc.Stop() // cancels them
+	}
+	select {
+	case <-done:
+		return nil
 	case <-ctx.Done():
-		s.grpc.Stop() // cancels them
-		<-done
+		return fmt.Errorf("calls still run: %w", ctx.Err())
 	}
 }
 

@@ -130,15 +130,8 @@ func initJournal(c config, n nodeFile, token *openedToken) error {
 
 // initRaft makes the cluster's store, unless an init that was interrupted has.
 func initRaft(c config, n nodeFile, identity []byte) error {
-	of, id, err := cluster.Identify(raftDir(c.DataDir))
-	switch {
-	case errors.Is(err, cluster.ErrUninitialised):
-	case err != nil:
+	if err := checkStore(c.DataDir, n); !errors.Is(err, cluster.ErrUninitialised) {
 		return err
-	case of != n.ClusterID || id != n.NodeID:
-		return fmt.Errorf("%s is the store of node %s in cluster %s, and %s says another: nothing was changed", raftDir(c.DataDir), id, of, nodePath(c.DataDir))
-	default:
-		return nil
 	}
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.NodeID.String()))
 	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir), Transport: transport}, &commandpb.InitCluster{

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kekd/kekd/cluster"
 	"github.com/kekd/kekd/hierarchy"
 )
 
@@ -90,6 +91,21 @@ func loadNode(c config, configPath string) (nodeFile, error) {
 		return n, fmt.Errorf("%s belongs to node %s of region %s, the configuration names %s of %s", c.DataDir, n.Node, n.Region, c.Node.Name, c.Node.Region)
 	}
 	return n, nil
+}
+
+// checkStore holds node.json against what Raft's store says of itself: of another node, or of
+// another cluster, it would be served under the wrong name.
+func checkStore(dataDir string, n nodeFile) error {
+	of, id, err := cluster.Identify(raftDir(dataDir))
+	if err != nil {
+		return err
+	}
+	if of != n.ClusterID || id != n.NodeID {
+		return fmt.Errorf("%s holds the store of node %s of cluster %s, and %s names node %s of cluster %s: parts of two nodes, or of two backups, were put together. "+
+			"Nothing was changed. Put back what belongs together, from one backup of one node; do not run init",
+			raftDir(dataDir), id, of, nodePath(dataDir), n.NodeID, n.ClusterID)
+	}
+	return nil
 }
 
 // mustHoldNothing refuses a directory without a node.json that is not empty otherwise: made anew,

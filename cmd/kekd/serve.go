@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
 	"os/user"
 	"strconv"
 	"sync"
@@ -48,14 +46,9 @@ type serveOptions struct {
 	acceptAuditLoss string
 }
 
-const (
-	startTimeout    = 45 * time.Second
-	shutdownTimeout = 10 * time.Second
-	drainTimeout    = 5 * time.Second
-)
+const startTimeout = 45 * time.Second
 
-// node is everything that runs, in the order in which it was started. It is stopped the other
-// way round.
+// node is everything that runs.
 type node struct {
 	config   config
 	self     nodeFile
@@ -72,9 +65,8 @@ type node struct {
 	keys       *socketapi.Server
 	admin      *socketapi.Server
 
-	background     sync.WaitGroup // of reconciler and servers
-	stopBackground context.CancelFunc
-	anchored       chan struct{} // closed when the last checkpoint was anchored
+	running  lifecycle
+	anchored chan struct{} // closed when the last checkpoint was anchored
 }
 
 func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error) {
@@ -95,13 +87,16 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 		return err
 	}
 	defer lock.Close() // after all else has stopped
+	if err := checkStore(c.DataDir, self); err != nil {
+		return err
+	}
 	n := &node{config: c, self: self, log: log.With("node", self.Node)}
 	n.warnings = harden(c.LockMemory)
 	tuneGC()
 	for _, w := range n.warnings {
 		n.log.Warn(w)
 	}
-	defer func() { err = errors.Join(err, n.stop()) }()
+	defer func() { err = errors.Join(err, n.running.stop()) }()
 
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -122,12 +117,13 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 		n.log.Info("stopping")
 		return nil
 	case <-n.journal.Failed():
-		return fmt.Errorf("the audit journal: %w", n.journal.Healthy())
+		err = fmt.Errorf("the audit journal: %w", n.journal.Healthy())
 	case err = <-n.raft.Failed():
-		return fmt.Errorf("the cluster: %w", err)
+		err = fmt.Errorf("the cluster: %w", err)
 	case err = <-failed:
-		return err
 	}
+	n.log.Error("this node has to stop", "error", err) // now: a stop takes its time
+	return err
 }
 
 // start opens the parts, each on those before it.
@@ -139,11 +135,13 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if n.token, err = openWorkers(ctx, n.config, o.config, n.log); err != nil {
 		return err
 	}
+	n.running.started("the token's workers", stopToken, n.token.Close)
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.self.NodeID.String()))
 	n.raft, err = cluster.Open(cluster.Config{Dir: raftDir(n.config.DataDir), Transport: transport, Logger: n.log})
 	if err != nil {
 		return err
 	}
+	n.running.started("raft", stopRaft, n.raft.Close)
 	n.view = view.New(n.raft, n.self.NodeID)
 	if err := n.awaitLease(ctx); err != nil {
 		return err
@@ -151,27 +149,44 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 	if err := n.checkIdentity(); err != nil {
 		return err
 	}
-	// After Raft, which knows where the journal has to be.
-	if err := n.openJournal(ctx, o); err != nil {
+	// After Raft, which knows where the journal has to be, and anchors its last checkpoint.
+	if err := n.startJournal(ctx, o, repaired); err != nil {
 		return err
 	}
-	begun := []audit.Record{{Kind: "start", Outcome: audit.OutcomeOK, Detail: "kekd " + version()}}
-	if !repaired.Empty() {
-		begun = append(begun, audit.Record{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()})
-	}
-	if _, err := n.journal.Write(ctx, begun); err != nil {
-		return err
-	}
-	n.anchored = make(chan struct{})
-	go n.anchor()
-
 	n.wraps = quota.NewWraps(n.self.NodeID, n.self.RegionID, proposer{n.raft})
+	n.running.started("the share of seals", stopWraps, n.returnWraps)
+
 	n.reconciler = reconcile.New(reconcile.Self{Region: n.self.RegionID, Node: n.self.NodeID, MaxObjects: n.config.HSM.MaxObjects}, proposer{n.raft}, n.token, n.token, n.log)
 	n.room = newRoom(n, n.reconciler)
-	background, stop := context.WithCancel(context.Background())
-	n.stopBackground = stop
-	n.background.Go(func() { n.reconciler.Run(background) })
+	running, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		n.reconciler.Run(running)
+	}()
+	n.running.started("the reconciler", stopReconciler, func(ctx context.Context) error {
+		stop() // a step that is cut off is taken up at the next start
+		return await(ctx, ended)
+	})
 	return nil
+}
+
+// returnWraps gives back what is left of the reservations, once no seal can be done any more.
+func (n *node) returnWraps(ctx context.Context) error {
+	if err := n.wraps.Return(ctx); err != nil {
+		n.log.Warn("reserved seals were not all given back", "error", err)
+	}
+	return nil
+}
+
+// await returns when what closes done has happened.
+func await(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // awaitLease waits until this node's copy of the hierarchy is proved current for the first time.
@@ -188,88 +203,6 @@ func (n *node) awaitLease(ctx context.Context) error {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: no leader has confirmed this node's copy of the hierarchy in %v", hierarchy.ErrStale, startTimeout)
 		}
-	}
-}
-
-// openJournal opens the audit journal, if it is the one that the cluster knows. One that was cut
-// off, rolled back or replaced is not continued as if nothing had been: the next anchor would hide
-// it. Nothing is written to it then, since it is evidence.
-func (n *node) openJournal(ctx context.Context, o serveOptions) error {
-	dir := auditDir(n.config.DataDir)
-	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Log: n.log}
-	journal, err := audit.Open(dir, options)
-	if err == nil {
-		if err = n.checkAnchor(journal); err == nil {
-			n.journal = journal
-			return nil
-		}
-	}
-	if !errors.Is(err, audit.ErrCorrupt) && !errors.Is(err, hierarchy.ErrNotFound) {
-		return err
-	}
-	if o.acceptAuditLoss == "" {
-		return fmt.Errorf("the audit journal in %s is not the one that the cluster knows: %w\n"+
-			"put it back from where it is kept; or, to go on without what is lost, start once with\n"+
-			"  kekd serve --config %s --accept-audit-loss REASON\n"+
-			"which keeps what is there beside the new journal", dir, err, o.config)
-	}
-	if journal != nil { // a last checkpoint under what is left of it takes nothing away
-		if err := journal.Close(ctx); err != nil {
-			return err
-		}
-	}
-	return n.acceptLoss(ctx, dir, options, err, o.acceptAuditLoss)
-}
-
-// checkAnchor holds a journal against its head as the cluster last agreed on it.
-func (n *node) checkAnchor(j *audit.Journal) error {
-	a, ok := n.raft.State().Anchor(n.self.NodeID)
-	if !ok {
-		return nil
-	}
-	return j.CheckAnchor(audit.Checkpoint{Cluster: n.self.ClusterID, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature})
-}
-
-// acceptLoss puts a journal that cannot be continued aside and begins a new one, whose first
-// record and first anchor say so.
-func (n *node) acceptLoss(ctx context.Context, dir string, options audit.Options, loss error, reason string) (err error) {
-	aside := fmt.Sprintf("%s.lost-%s", dir, time.Now().UTC().Format("20060102T150405Z"))
-	if err := os.Rename(dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := audit.Create(dir, options); err != nil {
-		return err
-	}
-	if n.journal, err = audit.Open(dir, options); err != nil {
-		return err
-	}
-	detail := "the cluster had anchored no record"
-	if a, ok := n.raft.State().Anchor(n.self.NodeID); ok {
-		detail = fmt.Sprintf("the cluster had anchored record %d, hash %x", a.Sequence, a.Head)
-	}
-	head, err := n.journal.Seal(ctx, audit.Record{Kind: "audit-loss", Outcome: audit.OutcomeOK, Reason: reason, Detail: detail})
-	if err != nil {
-		return err
-	}
-	command := anchorCommand(head)
-	command.GetAnchorAudit().AcceptedLoss = reason
-	if _, err := n.raft.Propose(ctx, command); err != nil {
-		return fmt.Errorf("anchor the new audit journal: %w", err)
-	}
-	n.log.Error("the loss of audit records was accepted", "loss", loss, "reason", reason, "kept", aside)
-	return nil
-}
-
-// anchor fixes the journal's signed heads in the hierarchy. One that cannot be is dropped: the
-// next says more.
-func (n *node) anchor() {
-	defer close(n.anchored)
-	for c := range n.journal.Checkpoints() {
-		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-		if _, err := n.raft.Propose(ctx, anchorCommand(c)); err != nil {
-			n.log.Warn("the audit journal's head was not anchored", "sequence", c.Sequence, "error", err)
-		}
-		cancel()
 	}
 }
 
@@ -299,6 +232,10 @@ func (n *node) listen(failed chan<- error) (err error) {
 	if err != nil {
 		return err
 	}
+	var serving sync.WaitGroup
+	n.running.started("the sockets", stopSockets, func(ctx context.Context) error {
+		return n.closeSockets(ctx, &serving)
+	})
 	for _, s := range []struct {
 		server *socketapi.Server
 		config socketConfig
@@ -312,7 +249,7 @@ func (n *node) listen(failed chan<- error) (err error) {
 			return err
 		}
 		s.server.SetServing(true)
-		n.background.Go(func() {
+		serving.Go(func() {
 			if err := s.server.Serve(l); err != nil {
 				failed <- fmt.Errorf("socket %s: %w", s.config.Path, err)
 			}
@@ -321,59 +258,19 @@ func (n *node) listen(failed chan<- error) (err error) {
 	return nil
 }
 
-// stop takes everything down in an order in which each part still has what it needs.
-func (n *node) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
-	defer cancel()
-	var errs []error
-
-	// Callers first: what is in flight is answered, nothing new is taken.
+// closeSockets has what is in flight answered, and takes nothing new.
+func (n *node) closeSockets(ctx context.Context, serving *sync.WaitGroup) error {
+	var errs [2]error
 	var draining sync.WaitGroup
-	for _, s := range []*socketapi.Server{n.keys, n.admin} {
-		if s != nil {
-			draining.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, drainTimeout)
-				defer cancel()
-				s.Shutdown(ctx)
-			})
-		}
+	for i, s := range []*socketapi.Server{n.keys, n.admin} {
+		draining.Go(func() { errs[i] = s.Shutdown(ctx) })
 	}
 	draining.Wait()
-	// Then what acts by itself. A step of the reconciler that is cut off is taken up at the next
-	// start.
-	if n.stopBackground != nil {
-		n.stopBackground()
-		n.background.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
 	}
-	// No seal can be done any more: what is left of the reservations goes back.
-	if n.wraps != nil {
-		returning, cancel := context.WithTimeout(ctx, drainTimeout)
-		if err := n.wraps.Return(returning); err != nil {
-			n.log.Warn("reserved seals were not all given back", "error", err)
-		}
-		cancel()
-	}
-	// The journal's last checkpoint is anchored while there is a Raft node to do it.
-	if n.journal != nil {
-		if _, err := n.journal.Write(ctx, []audit.Record{{Kind: "stop", Outcome: audit.OutcomeOK}}); err != nil {
-			n.log.Warn("the stop is not in the audit journal", "error", err)
-		}
-		errs = append(errs, n.journal.Close(ctx))
-		if n.anchored != nil {
-			select {
-			case <-n.anchored:
-			case <-ctx.Done():
-			}
-		}
-	}
-	if n.raft != nil {
-		errs = append(errs, n.raft.Close(ctx))
-	}
-	// The token last: the journal's signatures came from it.
-	if n.token != nil {
-		errs = append(errs, n.token.Close(ctx))
-	}
-	return errors.Join(errs...)
+	serving.Wait()
+	return nil
 }
 
 // groupID finds a group by name or number; none is -1.

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hsm/softhsm"
+)
+
+// startJournal opens the audit journal, and writes that this node has begun.
+func (n *node) startJournal(ctx context.Context, o serveOptions, repaired softhsm.Report) error {
+	err := n.openJournal(ctx, o)
+	if n.journal != nil {
+		n.anchored = make(chan struct{})
+		go n.anchor()
+		n.running.started("the audit journal", stopJournal, n.closeJournal)
+	}
+	if err != nil {
+		return err
+	}
+	begun := []audit.Record{{Kind: "start", Outcome: audit.OutcomeOK, Detail: "kekd " + version()}}
+	if !repaired.Empty() {
+		begun = append(begun, audit.Record{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()})
+	}
+	_, err = n.journal.Write(ctx, begun)
+	return err
+}
+
+// closeJournal writes that this node has stopped. The last checkpoint is anchored while there is a
+// Raft node to do it.
+func (n *node) closeJournal(ctx context.Context) error {
+	if _, err := n.journal.Write(ctx, []audit.Record{{Kind: "stop", Outcome: audit.OutcomeOK}}); err != nil {
+		n.log.Warn("the stop is not in the audit journal", "error", err)
+	}
+	if err := n.journal.Close(ctx); err != nil {
+		return err
+	}
+	return await(ctx, n.anchored)
+}
+
+// openJournal opens the audit journal, if it is the one that the cluster knows. One that was cut
+// off, rolled back or replaced is not continued as if nothing had been: the next anchor would hide
+// it. Nothing is written to it then, since it is evidence.
+func (n *node) openJournal(ctx context.Context, o serveOptions) error {
+	dir := auditDir(n.config.DataDir)
+	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Log: n.log}
+	journal, err := audit.Open(dir, options)
+	if err == nil {
+		if err = n.checkAnchor(journal); err == nil {
+			n.journal = journal
+			return nil
+		}
+	}
+	if !errors.Is(err, audit.ErrCorrupt) && !errors.Is(err, hierarchy.ErrNotFound) {
+		return err
+	}
+	if o.acceptAuditLoss == "" {
+		return fmt.Errorf("the audit journal in %s is not the one that the cluster knows: %w\n"+
+			"put it back from where it is kept; or, to go on without what is lost, start once with\n"+
+			"  kekd serve --config %s --accept-audit-loss REASON\n"+
+			"which keeps what is there beside the new journal", dir, err, o.config)
+	}
+	if journal != nil { // a last checkpoint under what is left of it takes nothing away
+		if err := journal.Close(ctx); err != nil {
+			return err
+		}
+	}
+	return n.acceptLoss(ctx, dir, options, err, o.acceptAuditLoss)
+}
+
+// checkAnchor holds a journal against its head as the cluster last agreed on it.
+func (n *node) checkAnchor(j *audit.Journal) error {
+	a, ok := n.raft.State().Anchor(n.self.NodeID)
+	if !ok {
+		return nil
+	}
+	return j.CheckAnchor(audit.Checkpoint{Cluster: n.self.ClusterID, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature})
+}
+
+// acceptLoss puts a journal that cannot be continued aside and begins a new one, whose first
+// record and first anchor say so.
+func (n *node) acceptLoss(ctx context.Context, dir string, options audit.Options, loss error, reason string) (err error) {
+	aside := fmt.Sprintf("%s.lost-%s", dir, time.Now().UTC().Format("20060102T150405Z"))
+	if err := os.Rename(dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := audit.Create(dir, options); err != nil {
+		return err
+	}
+	if n.journal, err = audit.Open(dir, options); err != nil {
+		return err
+	}
+	detail := "the cluster had anchored no record"
+	if a, ok := n.raft.State().Anchor(n.self.NodeID); ok {
+		detail = fmt.Sprintf("the cluster had anchored record %d, hash %x", a.Sequence, a.Head)
+	}
+	head, err := n.journal.Seal(ctx, audit.Record{Kind: "audit-loss", Outcome: audit.OutcomeOK, Reason: reason, Detail: detail})
+	if err != nil {
+		return err
+	}
+	command := anchorCommand(head)
+	command.GetAnchorAudit().AcceptedLoss = reason
+	if _, err := n.raft.Propose(ctx, command); err != nil {
+		return fmt.Errorf("anchor the new audit journal: %w", err)
+	}
+	n.log.Error("the loss of audit records was accepted", "loss", loss, "reason", reason, "kept", aside)
+	return nil
+}
+
+const anchorTimeout = 5 * time.Second
+
+// anchor fixes the journal's signed heads in the hierarchy. One that cannot be is dropped: the
+// next says more.
+func (n *node) anchor() {
+	defer close(n.anchored)
+	for c := range n.journal.Checkpoints() {
+		ctx, cancel := context.WithTimeout(context.Background(), anchorTimeout)
+		if _, err := n.raft.Propose(ctx, anchorCommand(c)); err != nil {
+			n.log.Warn("the audit journal's head was not anchored", "sequence", c.Sequence, "error", err)
+		}
+		cancel()
+	}
+}
