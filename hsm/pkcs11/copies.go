@@ -44,28 +44,38 @@ func (c *copies) wanted(t *Token, now time.Time) bool {
 }
 
 // make copies keys, on a slot's thread.
+//
+// No find runs meanwhile: SoftHSM 2.6.1 gives a copy the attributes of its original one by one,
+// CKA_TOKEN among them, before it applies the template. Of finds beside copying one in five saw
+// such a copy as a second key object under the ID, whole or in part. Nobody waits for this: while
+// the manager is at work, the token objects serve.
 func (c *copies) make(s *slot, keys []*entry) {
-	if len(keys) == 0 {
+	t := s.t
+	if len(keys) == 0 || !t.m.changes.TryLock() {
 		return
 	}
-	t := s.t
+	defer t.m.changes.Unlock()
 	c.sweep(t)
 	for _, e := range keys {
 		if c.n.Load() >= int64(t.cfg.Copies) && !c.evict(t) {
 			return
 		}
-		if err := c.makeOne(s, e); err != nil && !passes(err) {
+		err := c.makeOne(s, e)
+		var code pkcs11.Error
+		switch errors.As(err, &code); {
+		case err == nil:
+		case sessionLost(code):
+			c.restart(t)
+			return
+		case code == pkcs11.CKR_FUNCTION_NOT_SUPPORTED:
+			c.off.Store(true)
+			return
+		case !transient(code) && !moduleLost(code): // those say nothing about the key
 			t.index.mu.Lock()
 			e.noCopy = true // the token object serves
 			t.index.mu.Unlock()
 		}
 	}
-}
-
-// passes tells an error that says nothing about whether the key can be copied.
-func passes(err error) bool {
-	var code pkcs11.Error
-	return errors.As(err, &code) && (sessionLost(code) || transient(code) || moduleLost(code))
 }
 
 func (c *copies) makeOne(s *slot, e *entry) error {
@@ -87,15 +97,19 @@ func (c *copies) makeOne(s *slot, e *entry) error {
 	}
 	made, err := t.m.ctx.CopyObject(c.session, handle, copyTemplate())
 	if err != nil {
-		return c.broken(t, failure("copy a key", err))
+		return failure("copy a key", err)
 	}
 	if err := c.verify(s, made, handle); err != nil {
 		_ = t.m.ctx.DestroyObject(c.session, made)
 		return err
 	}
 	t.index.mu.Lock()
+	defer t.index.mu.Unlock()
+	if t.index.byID[e.id] != e { // another slot has found it gone
+		c.orphans = append(c.orphans, made)
+		return nil
+	}
 	e.copy = made
-	t.index.mu.Unlock()
 	c.n.Add(1)
 	return nil
 }
@@ -137,23 +151,22 @@ func (c *copies) open(t *Token) error {
 	return nil
 }
 
-// broken looks at an error of the session: if that is lost, the copies are lost with it. The
-// caller holds mu.
-func (c *copies) broken(t *Token, err error) error {
-	var code pkcs11.Error
-	if !errors.As(err, &code) || !sessionLost(code) {
-		if code == pkcs11.CKR_FUNCTION_NOT_SUPPORTED {
-			c.off.Store(true)
-		}
-		return err
-	}
+// restart forgets all copies after a session was lost. Whose it was is not asked: it is rare, and
+// copies are made again.
+func (c *copies) restart(t *Token) {
+	t.use.Lock()
+	defer t.use.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.reset(t)
-	return err
 }
 
-// reset ends the session and all copies with it. The caller holds mu.
+// reset ends the session and all copies with it. The caller holds mu, and Token.use for writing:
+// nothing runs on a copy, whose handle the token may give to another object now.
 func (c *copies) reset(t *Token) {
-	_ = t.m.ctx.CloseSession(c.session) // it may be gone already
+	if c.session != 0 {
+		_ = t.m.ctx.CloseSession(c.session) // it may be gone already
+	}
 	c.session, c.orphans = 0, nil
 	t.index.mu.Lock()
 	defer t.index.mu.Unlock()
@@ -216,6 +229,7 @@ func (c *copies) forget(t *Token, keys []hierarchy.ObjectID) error {
 	return c.destroy(t, handles)
 }
 
+// destroy destroys copies. The caller holds Token.use for writing.
 func (c *copies) destroy(t *Token, handles []pkcs11.ObjectHandle) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -226,10 +240,11 @@ func (c *copies) destroy(t *Token, handles []pkcs11.ObjectHandle) error {
 		if err == nil || errors.As(err, &code) && transient(code) {
 			continue // destroyed, or gone already
 		}
-		if err = c.broken(t, failure("destroy a session copy", err)); sessionLost(code) {
+		if sessionLost(code) {
+			c.reset(t)
 			return nil // gone with their session
 		}
-		errs = append(errs, err)
+		errs = append(errs, failure("destroy a session copy", err))
 	}
 	return errors.Join(errs...)
 }

@@ -331,7 +331,11 @@ func TestHang(t *testing.T) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 			defer cancel()
-			if err := f(ctx); !errors.Is(err, hsm.ErrDeadline) {
+			err := f(ctx)
+			if name == "forget" && err == nil {
+				return // it came before all others: it asks the token nothing
+			}
+			if !errors.Is(err, hsm.ErrDeadline) {
 				t.Errorf("%s: %v, want ErrDeadline", name, err)
 			}
 		})

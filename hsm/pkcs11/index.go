@@ -76,6 +76,38 @@ func ambiguous(id hierarchy.ObjectID, n int) error {
 	return fmt.Errorf("%w: %d key objects under %s", hsm.ErrAmbiguous, n, id)
 }
 
+// settled tells whether a listing can be believed at once: it lacks no key that was there, and
+// refuses no object that it did not refuse before. With SoftHSM 2.6.1 an object that another
+// process rewrites is missing for a moment (from one listing in ten beside a process that latches
+// without a pause), and one that it generates is half-made for 5 ms.
+func (x *index) settled(listing []record) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	seen := make(map[hierarchy.ObjectID]struct{}, len(listing))
+	for _, r := range listing {
+		if len(r.obj.RawID) != len(r.obj.ID) {
+			continue // foreign
+		}
+		seen[r.obj.ID] = struct{}{}
+		if r.obj.Fault != nil && x.records[r.handle].obj.Fault == nil {
+			return false
+		}
+	}
+	for id := range x.byID {
+		if _, ok := seen[id]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// knows tells whether a key answered to an ID when the token was last looked at.
+func (x *index) knows(id hierarchy.ObjectID) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.byID[id] != nil
+}
+
 // replace takes a whole listing in. It returns the session copies whose originals are gone.
 func (x *index) replace(listing []record, now time.Time) (orphans []pkcs11.ObjectHandle) {
 	groups := map[hierarchy.ObjectID][]record{}
@@ -135,6 +167,30 @@ func (x *index) drop(e *entry, orphans []pkcs11.ObjectHandle) []pkcs11.ObjectHan
 		e.copy = 0
 	}
 	return orphans
+}
+
+// forget sees to it that what is known of keys is read again before they are used: a key that is
+// gone is dropped then, and one that has come is found. What was refused is forgotten altogether:
+// it may have been half-made when it was read. The copies are destroyed already.
+func (x *index) forget(ids []hierarchy.ObjectID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, id := range ids {
+		delete(x.absent, id)
+		e := x.byID[id]
+		if e == nil {
+			continue
+		}
+		if e.obj.Fault != nil {
+			x.drop(e, nil)
+			continue
+		}
+		e.stale = true
+		delete(x.records, e.handle)
+		for _, h := range e.twins {
+			delete(x.records, h)
+		}
+	}
 }
 
 // miss notes that IDs were looked for and are not there.

@@ -12,16 +12,14 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-// manage is the goroutine that finds and changes objects: one at a time, in this token and in
-// all tokens of the module.
+// manage is the goroutine that finds and changes objects. Its jobs take module.changes: one runs
+// at a time, of all tokens of the module.
 func (t *Token) manage(s *slot) {
 	defer s.close()
 	for {
 		select {
 		case job := <-t.manager:
-			t.m.changes.Lock()
 			job(s)
-			t.m.changes.Unlock()
 		case <-t.dead:
 			return
 		}
@@ -42,11 +40,13 @@ func change[T any](ctx context.Context, t *Token, job func(*slot) (T, error)) (T
 		if ctx.Err() != nil {
 			return
 		}
+		t.m.changes.Lock()
 		value, err := job(s)
 		if t.judge(s, err) {
 			value, err = job(s)
 			t.judge(s, err)
 		}
+		t.m.changes.Unlock()
 		answer <- result{value, err}
 	}
 	select {
@@ -84,34 +84,19 @@ func (t *Token) judge(s *slot, err error) (again bool) {
 	return false
 }
 
-// list reads the token's key objects: all of them again, or only those that are new. Where one ID
-// seems to have several keys it reads them again for up to 14 ms: what another process is just
-// changing can look so.
+// settleTries is how often the token is looked at again, after 2, 4 and 8 ms, when what it shows
+// may be what another process is just changing.
+const settleTries = 3
+
+// list reads the token's key objects: all of them again, or only those that are new.
 func (t *Token) list(s *slot, again bool) ([]record, error) {
 	for try := 1; ; try++ {
 		listing, err := t.listOnce(s, again || try > 1)
-		if err != nil || try > 3 || !doubled(listing) {
+		if err != nil || try > settleTries || t.index.settled(listing) {
 			return listing, err
 		}
 		pause(try)
 	}
-}
-
-// doubled tells whether several keys answer to one ID.
-func doubled(listing []record) bool {
-	byID := make(map[hierarchy.ObjectID][]record, len(listing))
-	for _, r := range listing {
-		byID[r.obj.ID] = append(byID[r.obj.ID], r)
-	}
-	for _, records := range byID {
-		if len(records) < 2 {
-			continue
-		}
-		if first, _ := group(records); errors.Is(first.obj.Fault, hsm.ErrAmbiguous) {
-			return true
-		}
-	}
-	return false
 }
 
 func (t *Token) listOnce(s *slot, again bool) ([]record, error) {
@@ -153,7 +138,7 @@ func (t *Token) readChecked(s *slot, h pkcs11.ObjectHandle) (record, error) {
 
 // find reads what answers to an ID.
 func (t *Token) find(s *slot, id hierarchy.ObjectID) ([]record, error) {
-	handles, err := t.m.search(s.session, searchByID(id))
+	handles, err := t.findHandles(s, id)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +154,17 @@ func (t *Token) find(s *slot, id hierarchy.ObjectID) ([]record, error) {
 		found = append(found, r)
 	}
 	return found, nil
+}
+
+// findHandles searches for an ID. A key that was there is missed only if it stays away.
+func (t *Token) findHandles(s *slot, id hierarchy.ObjectID) ([]pkcs11.ObjectHandle, error) {
+	for try := 1; ; try++ {
+		handles, err := t.m.search(s.session, searchByID(id))
+		if err != nil || len(handles) > 0 || try > settleTries || !t.index.knows(id) {
+			return handles, err
+		}
+		pause(try)
+	}
 }
 
 // List is [hsm.Manager]'s. It leaves out the canary.
@@ -382,7 +378,7 @@ func (t *Token) shred(s *slot, id hierarchy.ObjectID) error {
 	if err := t.copies.forget(t, []hierarchy.ObjectID{id}); err != nil {
 		return err
 	}
-	handles, err := t.m.search(s.session, searchByID(id))
+	handles, err := t.findHandles(s, id)
 	if err != nil {
 		return err
 	}

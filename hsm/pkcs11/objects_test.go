@@ -265,14 +265,10 @@ func TestTwoHandlesOfOneKey(t *testing.T) {
 	}
 }
 
-// TestHalfMadeKey: what a crash during generation left is not used and is cleared away by the
-// next try.
-func TestHalfMadeKey(t *testing.T) {
-	h := hsmtest.NewSoftHSM(t)
-	token := h.Open(t, 0, kekd.Config{Manager: true})
-	r := newRaw(t, h.Tokens[0])
-	id := hierarchy.ObjectID{7}
-	// SoftHSM sets CKA_LOCAL and the check value last, together with the value.
+// halfMade leaves what a crash during generation does: SoftHSM sets CKA_LOCAL and the check value
+// last, together with the value.
+func halfMade(t *testing.T, r raw, id hierarchy.ObjectID) {
+	t.Helper()
 	template := append(kekd.KEKTemplate(id, "kekd/half"), attr(pkcs11.CKA_VALUE, make([]byte, 32)), attr(pkcs11.CKA_CHECK_VALUE, []byte{}))
 	for i, a := range template {
 		if a.Type == pkcs11.CKA_VALUE_LEN {
@@ -283,6 +279,16 @@ func TestHalfMadeKey(t *testing.T) {
 	if _, err := r.ctx.CreateObject(r.session, template); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestHalfMadeKey: what a crash during generation left is not used and is cleared away by the
+// next try.
+func TestHalfMadeKey(t *testing.T) {
+	h := hsmtest.NewSoftHSM(t)
+	token := h.Open(t, 0, kekd.Config{Manager: true})
+	r := newRaw(t, h.Tokens[0])
+	id := hierarchy.ObjectID{7}
+	halfMade(t, r, id)
 	if objects := listed(t, token, id); len(objects) != 1 || !errors.Is(objects[0].Fault, hsm.ErrKeyRefused) || !strings.Contains(objects[0].Fault.Error(), "half-made") {
 		t.Fatalf("listed as %+v, want half-made", objects)
 	}

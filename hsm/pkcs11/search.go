@@ -48,26 +48,7 @@ func (t *Token) searchNow(s *slot) {
 	x.waiting, x.planned = nil, false
 	x.mu.Unlock()
 
-	start := time.Now()
-	listing, err := t.list(s, false)
-	// A token that is gone can show an empty listing: nothing is called missing until the
-	// canary has answered.
-	if err == nil {
-		err = s.canary()
-		if err != nil {
-			t.fail(err)
-			return
-		}
-	}
-	if err == nil {
-		t.copies.orphan(t.index.replace(listing, start))
-		t.index.miss(t.wanted(pieces), start)
-	}
-	x.mu.Lock()
-	x.next = time.Now().Add(max(searchGap, searchShare*time.Since(start)))
-	x.mu.Unlock()
-
-	t.judge(s, err)
+	err := t.searchAll(s, pieces)
 	for _, p := range pieces {
 		if err != nil {
 			p.fail(err)
@@ -76,6 +57,32 @@ func (t *Token) searchNow(s *slot) {
 		p.searched = true
 		t.queue.retry(p)
 	}
+}
+
+// searchAll lists the token and takes the listing in.
+func (t *Token) searchAll(s *slot, pieces []piece) error {
+	t.m.changes.Lock()
+	defer t.m.changes.Unlock()
+	start := time.Now()
+	defer func() {
+		t.search.mu.Lock()
+		t.search.next = time.Now().Add(max(searchGap, searchShare*time.Since(start)))
+		t.search.mu.Unlock()
+	}()
+	listing, err := t.list(s, false)
+	if err != nil {
+		t.judge(s, err)
+		return err
+	}
+	// A token that is gone can show an empty listing: nothing is called missing until the
+	// canary has answered.
+	if err := s.canary(); err != nil {
+		t.fail(err)
+		return err
+	}
+	t.copies.orphan(t.index.replace(listing, start))
+	t.index.miss(t.wanted(pieces), start)
+	return nil
 }
 
 // wanted gives the IDs that the pieces need.

@@ -174,10 +174,10 @@ func (s *slot) key(ref hsm.KeyRef, p piece, now time.Time) (cold *entry, missing
 			return nil, false, fmt.Errorf("%w: %s", hsm.ErrKeyNotFound, ref.ID)
 		}
 		return nil, true, nil
-	case e.obj.Fault != nil:
-		return nil, false, fmt.Errorf("key %s: %w", ref.ID, e.obj.Fault)
 	case e.stale && !p.rechecked:
 		return e, false, nil
+	case e.obj.Fault != nil:
+		return nil, false, fmt.Errorf("key %s: %w", ref.ID, e.obj.Fault)
 	case !e.obj.Usable:
 		if !p.rechecked && now.Sub(e.checked) > latchedFor {
 			return e, false, nil
@@ -452,8 +452,9 @@ func (s *slot) look(e *entry) error {
 	}
 	t.index.mu.Lock()
 	defer t.index.mu.Unlock()
-	if e.handle == handle {
+	if e.handle == handle && t.index.byID[e.id] == e {
 		e.obj.Usable, e.obj.Fault, e.tested, e.checked, e.stale = r.obj.Usable, fault, tested && fault == nil, time.Now(), false
+		t.index.records[handle] = r
 	}
 	return nil
 }

@@ -315,12 +315,15 @@ func (t *Token) Healthy(ctx context.Context) error {
 	}
 }
 
-// Forget is [hsm.Token]'s.
+// Forget is [hsm.Token]'s. It destroys the keys' copies and asks the token nothing else: it is
+// waited for when a tenant with many keys is closed.
 func (t *Token) Forget(ctx context.Context, keys []hierarchy.ObjectID) error {
-	_, err := change(ctx, t, func(s *slot) (struct{}, error) {
+	_, err := change(ctx, t, func(*slot) (struct{}, error) {
 		t.use.Lock()
 		defer t.use.Unlock()
-		return struct{}{}, t.copies.forget(t, keys)
+		err := t.copies.forget(t, keys)
+		t.index.forget(keys)
+		return struct{}{}, err
 	})
 	return err
 }
