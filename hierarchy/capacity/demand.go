@@ -10,6 +10,7 @@ import (
 // Demand is what a hierarchy needs of one region's token, in objects.
 type Demand struct {
 	Held      uint64 // by versions, those included that are not minted yet
+	Pending   uint64 // of these, what is not minted yet
 	Rotations uint64 // one more version of each key
 }
 
@@ -38,6 +39,9 @@ func ofKeys(keys iter.Seq[*state.Key], region hierarchy.RegionID, cost uint64) (
 		for _, v := range k.Versions {
 			if rk, ok := v.Region(region); ok && holds(v, rk) {
 				d.Held += objects(len(v.Regions))
+				if !rk.Minted {
+					d.Pending += objects(len(v.Regions))
+				}
 			}
 		}
 	}
@@ -46,6 +50,7 @@ func ofKeys(keys iter.Seq[*state.Key], region hierarchy.RegionID, cost uint64) (
 
 func (d *Demand) add(other Demand) {
 	d.Held += other.Held
+	d.Pending += other.Pending
 	d.Rotations += other.Rotations
 }
 

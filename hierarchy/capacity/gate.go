@@ -35,12 +35,12 @@ func (g *Gate) OfTenant(s *state.State, tenant hierarchy.TenantID) Demand {
 // ForKey holds room for a key of a tenant until release is called: when the hierarchy has the key,
 // or it is certain that it will not. Without room it is [hierarchy.ErrCapacity].
 func (g *Gate) ForKey(tenant hierarchy.TenantID) (release func(), err error) {
-	return g.hold(tenant, Room.Key, func(n uint64) Demand { return Demand{Held: n, Rotations: n} })
+	return g.hold(tenant, Room.Key, func(n uint64) Demand { return Demand{Held: n, Pending: n, Rotations: n} })
 }
 
 // ForVersion holds room for one more version of a key of the tenant in the same way.
 func (g *Gate) ForVersion(tenant hierarchy.TenantID) (release func(), err error) {
-	return g.hold(tenant, Room.Version, func(n uint64) Demand { return Demand{Held: n} })
+	return g.hold(tenant, Room.Version, func(n uint64) Demand { return Demand{Held: n, Pending: n} })
 }
 
 func (g *Gate) hold(tenant hierarchy.TenantID, fits func(Room, uint64) error, needs func(objects uint64) Demand) (func(), error) {
@@ -65,6 +65,7 @@ func (g *Gate) hold(tenant hierarchy.TenantID, fits func(Room, uint64) error, ne
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.asked.Held -= asked.Held
+		g.asked.Pending -= asked.Pending
 		g.asked.Rotations -= asked.Rotations
 	}), nil
 }

@@ -157,6 +157,7 @@ type token struct {
 	fault     func() fault
 	noLatch   bool
 	info      hsm.Info
+	full      bool // it makes no key
 }
 
 func newToken() *token {
@@ -198,6 +199,9 @@ func (k *token) Generate(_ context.Context, id hierarchy.ObjectID, label string)
 		}
 		var there bool
 		if made, there = k.objects[id]; !there {
+			if k.full {
+				return hsm.ErrCapacity
+			}
 			k.generated++
 			made = hsm.Object{ID: id, RawID: id[:], Label: label, Check: hierarchy.CheckValue(id[:3]), Usable: true}
 			k.objects[id] = made

@@ -101,6 +101,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 		case <-changed:
 		case <-again:
 		case <-rotations.C:
+			r.look(ctx)
 			r.rotate(ctx)
 		}
 	}
@@ -162,7 +163,7 @@ func (r *Reconciler) list(ctx context.Context, s *state.State) error {
 	r.have, r.unnamed = have, uint64(len(objects)-len(have))
 	inv := inventory(s, r.self.Region, objects)
 	inv.Token.Foreign += info.Others
-	inv.Token.Max = r.max(info)
+	inv.Token.Max = r.limit(info, r.used(info))
 	r.progress.inventory(inv)
 	return nil
 }

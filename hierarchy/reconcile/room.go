@@ -9,22 +9,38 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-// used is how many objects the token has, as far as is known without listing it again.
+// used is how many objects the token has, as far as its minting node knows without listing it again.
 func (r *Reconciler) used(info hsm.Info) uint64 {
 	return uint64(len(r.have)) + r.unnamed + info.Others
 }
 
-// max is how many objects the token is to hold: as configured, or as suits its model, and no more
-// than its memory has room for.
-func (r *Reconciler) max(info hsm.Info) uint64 {
+// limit is how many objects a token that has used is to hold: as configured, or as suits its model,
+// and no more than its memory has room for.
+func (r *Reconciler) limit(info hsm.Info, used uint64) uint64 {
 	limit := r.self.MaxObjects
 	if limit == 0 {
 		limit = info.MaxObjects
 	}
 	if info.FreeObjects != ^uint64(0) {
-		limit = min(limit, r.used(info)+info.FreeObjects)
+		limit = min(limit, used+info.FreeObjects)
 	}
 	return limit
+}
+
+// look looks again how much the token holds: others may have taken its memory, or freed it. Other
+// nodes may have minted since it was listed, so what it has is what the hierarchy says.
+func (r *Reconciler) look(ctx context.Context) {
+	if r.have == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	info, err := r.manager.Info(ctx)
+	if err != nil {
+		return // whoever needs the token says so
+	}
+	d := capacity.Of(r.raft.State(), r.self.Region)
+	r.progress.limit(r.limit(info, r.Inventory().Token.Foreign+d.Held-d.Pending))
 }
 
 // room looks at the token itself before a key is made in it: what the hierarchy says may have been
@@ -38,7 +54,8 @@ func (r *Reconciler) room(ctx context.Context, object hierarchy.ObjectID) error 
 	if err != nil {
 		return err
 	}
-	limit, used := r.max(info), r.used(info)
+	used := r.used(info)
+	limit := r.limit(info, used)
 	r.progress.limit(limit)
 	if used >= limit {
 		return fmt.Errorf("%w: it has %d objects of %d: if it has more room than that, raise hsm.max_objects", hsm.ErrCapacity, used, limit)

@@ -44,6 +44,7 @@ func Run(t *testing.T, factory Factory) {
 	one("Destroy", testDestroy)
 	one("Forget", testForget)
 	one("Together", testTogether)
+	one("Examine", testExamine)
 
 	t.Run("Agreement", func(t *testing.T) { testAgreement(t, factory(t, 2)) })
 	t.Run("AgreementRefuses", func(t *testing.T) { testAgreementRefuses(t, factory(t, 2)) })

@@ -91,6 +91,11 @@ func (c *checkup) try(ctx context.Context) {
 		c.tell(hsm.Failed("login", err.Error(), loginAction(err)))
 		return
 	}
+	if c.info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
+		c.tell(hsm.Lacking("login", "the PIN is right, but a wrong one was tried before: some tokens lock after three", "find out who tried"))
+	} else {
+		c.tell(hsm.Passed("login", "the PIN is right"))
+	}
 	if err := c.t.examine(ctx, s, c.tell); err != nil {
 		c.tell(hsm.Failed("token", fmt.Sprintf("the token was lost while it was examined: %v", err), "see what the module's own log says"))
 		return

@@ -32,6 +32,7 @@ var (
 	LatchTemplate        = latchTemplate
 	SearchByID           = searchByID
 	CanaryID             = canaryID
+	TrialID              = trialID
 	MayLogIn             = mayLogIn
 	PINPath              = pinPath
 	Failure              = failure

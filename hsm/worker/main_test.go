@@ -115,7 +115,7 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b
 	if err != nil {
 		return b, err
 	}
-	b = worker.Backend{Token: token, Manager: token, Agreer: token, Parallel: c.Parallel, Failed: token.Failed()}
+	b = worker.Backend{Token: token, Manager: token, Agreer: token, Examiner: token, Parallel: c.Parallel, Failed: token.Failed()}
 	if id != nil {
 		b.Signer = id
 	}
