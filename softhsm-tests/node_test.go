@@ -32,6 +32,7 @@ type node struct {
 	Token   string // the URI, with its pin-source
 	SoftHSM string // empty: the token is somebody else's
 	Extra   string // further lines of the configuration, for its top level
+	HSM     string // and for [hsm]
 	Env     []string
 	Prefix  []string // what runs the daemon, such as prlimit and its arguments
 }
@@ -125,7 +126,7 @@ region = %q
 module = %q
 token = %q
 softhsm = %q
-
+%s
 [socket]
 path = %q
 mode = "0666"
@@ -133,7 +134,7 @@ mode = "0666"
 [admin_socket]
 path = %q
 mode = "0666"
-`, n.DataDir, n.Extra, n.Name, n.Region, n.Module, n.Token, n.SoftHSM, n.Socket, n.AdminSocket)
+`, n.DataDir, n.Extra, n.Name, n.Region, n.Module, n.Token, n.SoftHSM, n.HSM, n.Socket, n.AdminSocket)
 	if err := os.WriteFile(n.configPath(), []byte(text), 0o644); err != nil {
 		n.t.Fatal(err)
 	}

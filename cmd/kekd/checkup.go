@@ -9,8 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,10 +31,9 @@ const checkupTimeout = 60 * time.Second
 // fdChecks is where the process of a checkup tells its checks: what a module prints goes elsewhere.
 const fdChecks = 3
 
-// runCheckup runs a checkup in a process of its own, to which the PIN goes through a pipe.
+// runCheckup runs a checkup in a process of its own, to which the PIN goes through a pipe, until ctx
+// ends.
 func runCheckup(ctx context.Context, module, uri string, pin pkcs11.PIN) ([]hsm.Check, error) {
-	ctx, cancel := context.WithTimeout(ctx, checkupTimeout)
-	defer cancel()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -42,7 +41,8 @@ func runCheckup(ctx context.Context, module, uri string, pin pkcs11.PIN) ([]hsm.
 	defer r.Close()
 	cmd := again("token-checkup", "--module", module, "--token-uri", uri)
 	cmd.Stdin = bytes.NewReader(pin.Bytes())
-	cmd.Stderr = os.Stderr
+	said := &beginning{}
+	cmd.Stderr = said
 	cmd.ExtraFiles = []*os.File{w}
 	// The PIN goes with whoever asked for it. main's thread lives as long as the process does.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -62,9 +62,30 @@ func runCheckup(ctx context.Context, module, uri string, pin pkcs11.PIN) ([]hsm.
 		checks = append(checks, c)
 	}
 	if err := cmd.Wait(); err != nil {
-		checks = append(checks, ended(ctx, checks, err))
+		checks = append(checks, ended(ctx, checks, said.cause(err)))
+	} else if _, err := os.Stderr.Write(said.b); err != nil {
+		return nil, err
 	}
 	return checks, nil
+}
+
+// beginning keeps the beginning of what a module has said, and of what the runtime says of its crash,
+// which is many pages.
+type beginning struct{ b []byte }
+
+func (s *beginning) Write(p []byte) (int, error) {
+	s.b = append(s.b, p[:min(len(p), 4096-len(s.b))]...)
+	return len(p), nil
+}
+
+// cause is the signal that the runtime caught and ended the process for, or how it ended otherwise.
+func (s *beginning) cause(err error) error {
+	for line := range strings.Lines(string(s.b)) {
+		if strings.HasPrefix(line, "SIG") {
+			return errors.New(strings.TrimSpace(line))
+		}
+	}
+	return err
 }
 
 // ended says how a checkup came to an end that was none.
@@ -74,7 +95,7 @@ func ended(ctx context.Context, checks []hsm.Check, err error) hsm.Check {
 		where = fmt.Sprintf("after %q had been tried", checks[n-1].Name)
 	}
 	what := fmt.Sprintf("it ended its process %s (%v)", where, err)
-	if exit := (*exec.ExitError)(nil); ctx.Err() != nil && errors.As(err, &exit) {
+	if ctx.Err() != nil {
 		what = fmt.Sprintf("it hung %s", where)
 	}
 	return hsm.Failed("module", what+": kekd's workers would end in the same way, and no key could be used", "see what the module's own log says, and use another version of it")

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,7 @@ type doctorOptions struct {
 	uri     string
 	pinFile string
 	output  string
+	timeout time.Duration
 }
 
 func doctorCommand() *cobra.Command {
@@ -48,6 +50,7 @@ Of a running node kekctl doctor says the same, and more.`,
 	cmd.Flags().StringVar(&o.uri, "token-uri", "", "RFC 7512 `URI` of the token; without one, the only token that there is")
 	cmd.Flags().StringVar(&o.pinFile, "pin-file", "", "`FILE` with the user's PIN, instead of the URI's pin-source")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "table", "table or json")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", checkupTimeout, "how long the module may take for all of it")
 	return cmd
 }
 
@@ -73,6 +76,8 @@ func runDoctor(ctx context.Context, o doctorOptions, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
 	checks, err := runCheckup(ctx, o.module, o.uri, pin)
 	pin.Wipe()
 	if err != nil {

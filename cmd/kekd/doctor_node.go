@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/pkcs11"
 	"github.com/kekd/kekd/hsm/softhsm"
@@ -22,6 +23,7 @@ import (
 type doctor struct{ n *node }
 
 func (d doctor) Doctor(ctx context.Context) []*kekdv1.Check {
+	d.awaitListing(ctx)
 	checks := []hsm.Check{d.hierarchy(), d.journal(), d.memory(), d.descriptors(), d.disk("data_disk", d.n.config.DataDir)}
 	if dir := d.n.config.HSM.SoftHSM; dir != "" {
 		checks = append(checks, d.disk("token_disk", dir))
@@ -33,6 +35,17 @@ func (d doctor) Doctor(ctx context.Context) []*kekdv1.Check {
 		told = append(told, &kekdv1.Check{Name: c.Name, Status: string(c.Verdict), Meaning: c.Meaning, Action: c.Action})
 	}
 	return told
+}
+
+// listingTimeout is how long a doctor that is asked for at the start waits for the token's listing.
+const listingTimeout = 5 * time.Second
+
+// awaitListing waits for the reconciler's first look at the token. Without one, the checks that need
+// it say so.
+func (d doctor) awaitListing(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, listingTimeout)
+	defer cancel()
+	_ = d.n.reconciler.Settled(ctx, 1, hierarchy.TenantID{}) // of nobody: any pass will do
 }
 
 // hierarchy: a lease is proved by a command that Raft's store has made durable.

@@ -270,6 +270,8 @@ func (x *trial) latch() (hsm.Check, error) {
 		switch {
 		case err != nil && lost(err):
 			return hsm.Check{}, err
+		case err != nil && usable && !errors.Is(err, hsm.ErrKeyLatched):
+			return hsm.Check{Name: name}, err
 		case err != nil && usable:
 			return hsm.Failed(name, fmt.Sprintf("a key that was latched and is not any more does not seal: who is disabled could not be enabled again (%v)", err), "use another token"), nil
 		case err == nil && !usable:
