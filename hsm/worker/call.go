@@ -2,6 +2,7 @@ package worker
 
 import (
 	"sync"
+	"time"
 
 	"github.com/kekd/kekd/hsm"
 )
@@ -50,10 +51,14 @@ type piece struct {
 	i     int32
 	cost  uint16
 	tries uint8 // workers that ended with it
+	kills uint8 // workers that were killed while they ran nothing else
 }
 
 // A frame is what was sent at once.
-type frame struct{ left int } // operations without a result
+type frame struct {
+	left int           // operations without a result
+	sent time.Duration // when, since epoch
+}
 
 // held locks the calls of consecutive pieces, once for each run of the same call.
 type held struct{ c *call }

@@ -28,8 +28,10 @@ type Config struct {
 	// default is 16384: of 70,000 a second, a quarter of one.
 	LaneLimit int
 
-	// HangTimeout is how long a worker with something to do may be silent before it is killed.
-	// 5 s. Each is asked for its health once a second, so an idle one is found out, too.
+	// HangTimeout is how long a worker with something to do may be silent, and how long an operation
+	// may take in it, before it is killed. 5 s. Operations in the manager may take ChangeTimeout
+	// more while it changes objects. Each is asked for its health once a second, so an idle one is
+	// found out, too.
 	HangTimeout time.Duration
 	// ForgetTimeout is how long a worker may take to forget keys before it is killed. 2 s.
 	ForgetTimeout time.Duration

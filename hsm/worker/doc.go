@@ -10,8 +10,13 @@
 //
 // A worker that ends, for whatever reason, is replaced. What was in flight to it is run again by
 // another, since operations leave nothing in the token and changes find what an earlier try
-// made; what has ended three workers is not tried a fourth time. Calls end at their deadline
-// though a worker hangs, and a worker that hangs is killed.
+// made; what has ended three workers is not tried a fourth time. A worker that somebody kills, an
+// operator or a kernel that is out of memory, ends no operation; but what was in flight is run by
+// itself then, and an operation whose worker is killed twice while it runs nothing else is given
+// up. A change whose manager is killed is tried until its caller's time is up.
+//
+// Calls end at their deadline though a worker hangs. A worker that is silent is killed, and so is
+// one that leaves a single operation undone while it does others.
 //
 // A PIN that the token refuses is refused once: nobody logs in again before the daemon is
 // restarted. Replacements come after a growing wait, so that a module that crashes at each start

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -15,23 +16,38 @@ import (
 )
 
 // fakeToken is no token: it shows what the pool does with a backend whose every step is known.
-// What it seals is the plaintext and a hash. It runs one operation at a time.
+// What it seals is the plaintext and a hash.
 type fakeToken struct {
-	each time.Duration // that an operation takes
+	each     time.Duration // that an operation takes
+	parallel int
 
-	mu sync.Mutex
+	mu sync.Mutex // held while an operation runs, if one runs at a time
 }
 
-// poison is a plaintext that ends the process of a fake token.
-var poison = []byte("poison")
+// Plaintexts that end the process of a fake token: poison as a crash does, murder as a kernel does
+// that is out of memory. One never ends.
+var (
+	poison = []byte("poison")
+	murder = []byte("murder")
+	hang   = []byte("hang")
+)
 
 func (f *fakeToken) Do(_ context.Context, ops []hsm.Operation) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	if f.parallel <= 1 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+	}
 	for i := range ops {
 		op := &ops[i]
 		if bytes.Equal(op.Plaintext, poison) {
 			os.Exit(7)
+		}
+		if bytes.Equal(op.Plaintext, murder) {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+		if bytes.Equal(op.Plaintext, hang) {
+			select {}
 		}
 		if f.each > 0 {
 			for from := time.Now(); time.Since(from) < f.each; { // a sleep is not so exact
@@ -64,9 +80,9 @@ func (f *fakeToken) run(op *hsm.Operation) {
 func (f *fakeToken) Forget(context.Context, []hierarchy.ObjectID) error { return nil }
 func (f *fakeToken) Healthy(context.Context) error                      { return nil }
 
-func serveFake(each time.Duration) error {
+func serveFake(each time.Duration, parallel int) error {
 	return worker.Serve(context.Background(), func(context.Context, worker.Role, []byte) (worker.Backend, error) {
-		return worker.Backend{Token: &fakeToken{each: each}, Parallel: 1}, nil
+		return worker.Backend{Token: &fakeToken{each: each, parallel: parallel}, Parallel: parallel}, nil
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -183,6 +184,55 @@ func TestFaults(t *testing.T) {
 			await(t, "two workers serve", func() bool { return len(p.Workers()) == 2 })
 			stop()
 		})
+	}
+}
+
+// TestSlotHangs: an operation that a token of many slots does not end is found while the others go
+// on, and is run again elsewhere.
+func TestSlotHangs(t *testing.T) {
+	c, m := faulty(t)
+	c.Parallel = 8
+	p := openPool(t, worker.Config{Command: commandOf(t, c, m.Env()...), Workers: 1, BackOff: 50 * time.Millisecond, HangTimeout: time.Second})
+	s := mint(t, p, acme, 1)
+	before := pids(p)
+	stop := load(t, p, s)
+	m.Control.Set("C_Decrypt hang=forever after=200 count=1")
+	calls := m.Counters.Calls("C_Decrypt")
+	await(t, "a call hangs", func() bool { return m.Counters.Calls("C_Decrypt") > calls+200 })
+	m.Control.Clear()
+	await(t, "the worker is replaced", func() bool { return len(p.Workers()) == 1 && !maps.Equal(before, pids(p)) })
+	stop()
+}
+
+// TestSlotHangsAlways: an operation that hangs in each worker is given up, and what shared these
+// workers with it is not.
+func TestSlotHangsAlways(t *testing.T) {
+	p := openPool(t, worker.Config{Command: commandOf(t, workerConfig{Kind: "fake", Parallel: 8}), Workers: 1, BackOff: 50 * time.Millisecond, HangTimeout: 400 * time.Millisecond})
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for !done.Load() {
+				ops := make([]hsm.Operation, 50)
+				for j := range ops {
+					ops[j] = fakeSeal(globex, fmt.Appendf(nil, "%d %d", i, j))
+				}
+				p.Do(soon(t), ops)
+				for j := range ops {
+					if err := checkFake(&ops[j]); err != nil {
+						t.Errorf("an operation beside one that hangs: %v", err)
+						return
+					}
+				}
+			}
+		})
+	}
+	ops := []hsm.Operation{fakeSeal(acme, hang)}
+	p.Do(soon(t), ops)
+	done.Store(true)
+	wg.Wait()
+	if !errors.Is(ops[0].Err, hsm.ErrUnavailable) {
+		t.Errorf("an operation that hangs in each worker: %v, want ErrUnavailable", ops[0].Err)
 	}
 }
 

@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/kekd/kekd/hsm"
 )
@@ -13,8 +14,11 @@ const (
 	// heavy is the cost in flight to a worker from which on a lane that is new is given a frame
 	// beyond the usual: what is ahead of it takes longer than the frame costs.
 	heavy = 32
-	// triesLimit is how many workers may end with an operation, unless somebody has killed them.
+	// triesLimit is how many workers may end with an operation, unless they were killed.
 	triesLimit = 3
+	// killsLimit is how many workers may be killed while an operation is all that they run. By the
+	// first of them it may be an accident.
+	killsLimit = 2
 )
 
 // window is what a worker is given at a time, in units of cost and in frames: enough that it
@@ -173,7 +177,7 @@ func (w *worker) depart(pieces []piece, ids []uint32) []uint32 {
 	if w.idle() {
 		w.hear()
 	}
-	f := &frame{left: len(pieces)}
+	f := &frame{left: len(pieces), sent: time.Since(epoch)}
 	w.frames++
 	for i := range pieces {
 		pieces[i].frame = f

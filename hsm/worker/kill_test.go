@@ -275,6 +275,11 @@ func TestLateResults(t *testing.T) {
 // TestPoison: an operation that ends every worker that runs it is not tried for ever, and takes
 // nobody else's along.
 func TestPoison(t *testing.T) {
+	t.Run("crash", func(t *testing.T) { testPoison(t, poison) })
+	t.Run("killed", func(t *testing.T) { testPoison(t, murder) })
+}
+
+func testPoison(t *testing.T, poison []byte) {
 	p := openPool(t, worker.Config{Command: commandOf(t, workerConfig{Kind: "fake"}), Workers: 2, BackOff: 50 * time.Millisecond})
 	before := pids(p)
 	var wg sync.WaitGroup

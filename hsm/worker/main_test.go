@@ -64,9 +64,9 @@ func workerMain(config string) error {
 	switch c.Kind {
 	case "token":
 	case "fake":
-		return serveFake(c.Each)
+		return serveFake(c.Each, c.Parallel)
 	case "deaf": // it does not end when its daemon hangs up
-		_ = serveFake(0)
+		_ = serveFake(0, 1)
 		time.Sleep(time.Hour)
 	default:
 		return misbehave(c.Kind)

@@ -48,7 +48,8 @@ type worker struct {
 	nextID    uint32
 	pings     int // health requests that nobody waits for
 	cause     error
-	murdered  bool // it was killed, and not by us
+	murdered  bool          // it was killed, and not by us
+	changed   time.Duration // when it last answered a manager's request, since epoch
 }
 
 // pending is a request without an answer.
@@ -351,6 +352,9 @@ func (w *worker) answer(frame []byte) error {
 	if len(x.body)+len(a.body) > bodyLimit {
 		return fmt.Errorf("%w: an answer of more than %d bytes", errGarbage, bodyLimit)
 	}
+	if x.verb.managers() {
+		w.changed = time.Since(epoch)
+	}
 	x.since = time.Now()
 	x.body = append(x.body, a.body...)
 	if a.more {
@@ -418,20 +422,42 @@ func (w *worker) watch() {
 	}
 }
 
-// hangs tells whether the worker does not answer.
+// hangs tells whether the worker does not answer, or does not answer something: a token that does
+// many things at once can go on with all others.
 func (w *worker) hangs() error {
 	w.p.mu.Lock()
 	defer w.p.mu.Unlock()
 	if w.idle() {
 		return nil
 	}
-	if silent := time.Since(epoch) - time.Duration(w.heard.Load()); silent > w.p.cfg.HangTimeout {
+	now, timeout := time.Since(epoch), w.p.cfg.HangTimeout
+	if silent := now - time.Duration(w.heard.Load()); silent > timeout {
 		return fmt.Errorf("it has not answered for %v", silent.Round(time.Millisecond))
 	}
+	changing := false
 	for _, x := range w.requests {
-		if took := time.Since(x.since); x.verb.managers() && took > w.p.cfg.ChangeTimeout {
-			return fmt.Errorf("one of its changes takes %v", took.Round(time.Millisecond))
+		took := time.Since(x.since)
+		switch {
+		case x.verb.managers():
+			changing = true
+			if took > w.p.cfg.ChangeTimeout {
+				return fmt.Errorf("one of its changes takes %v", took.Round(time.Millisecond))
+			}
+		case x.verb == verbHealthy && took > timeout:
+			return fmt.Errorf("it has not said for %v whether the token is well", took.Round(time.Millisecond))
 		}
+	}
+	oldest := now
+	for i := range w.flights {
+		if x := &w.flights[i]; x.call != nil {
+			oldest = min(oldest, x.frame.sent)
+		}
+	}
+	if changing || oldest < w.changed { // it may have waited for a change, to look for its key
+		timeout += w.p.cfg.ChangeTimeout
+	}
+	if took := now - oldest; took > timeout {
+		return fmt.Errorf("one of its operations takes %v", took.Round(time.Millisecond))
 	}
 	return nil
 }

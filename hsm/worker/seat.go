@@ -239,14 +239,12 @@ func (p *Pool) takeBack(w *worker) {
 		}
 	}
 	var lost []piece
+	alone := w.inFlight == 1
 	for _, x := range w.flights {
 		if x.call == nil {
 			continue
 		}
-		if !w.murdered {
-			x.tries++
-		}
-		if x.tries >= triesLimit || p.closed {
+		if w.blames(&x, alone) || p.closed {
 			p.queue.landed(x.lane)
 			lost = append(lost, x)
 			continue
@@ -255,7 +253,7 @@ func (p *Pool) takeBack(w *worker) {
 	}
 	w.flights, w.load, w.inFlight, w.frames = nil, 0, 0, 0
 	clear(w.requests)
-	reason := fmt.Errorf("%w: %d token workers have ended while they ran it", hsm.ErrUnavailable, triesLimit)
+	reason := fmt.Errorf("%w: token workers end, or are killed, whenever they run it", hsm.ErrUnavailable)
 	if p.closed {
 		reason = errClosed()
 	}
@@ -275,4 +273,20 @@ func (p *Pool) takeBack(w *worker) {
 		delete(p.alive, w)
 		p.mu.Unlock()
 	}()
+}
+
+// blames counts a worker's end against an operation that was in flight to it, and tells whether it
+// is not to be tried again. The caller holds the pool's mu.
+func (w *worker) blames(x *piece, alone bool) bool {
+	switch {
+	case w.murdered && alone:
+		x.kills++
+	case w.murdered:
+		// Perhaps by an operator, perhaps by a kernel that is out of memory, for one of these. Each is
+		// run by itself from now on.
+		x.tries = max(x.tries, triesLimit-1)
+	default:
+		x.tries++
+	}
+	return x.tries >= triesLimit || x.kills >= killsLimit
 }
