@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -54,8 +55,16 @@ func New(self Self, r Replica, t Token, j Journal, q Quotas, b Budget, now func(
 }
 
 // Do serves the requests, each for itself, and fills in resps, which is as long as reqs. It
-// returns when every response may leave the node.
+// returns when every response may leave the node, at once: see DoInTurn for those that may have
+// to wait.
 func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Request, resps []Response) {
+	c.DoInTurn(ctx, who, reqs, resps, nil)
+}
+
+// DoInTurn is Do for responses that leave one batch after the other. It locks turn before the
+// last look, so that none waits for its turn while it might become forbidden. The caller
+// unlocks it when the responses have left.
+func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []Request, resps []Response, turn sync.Locker) {
 	items := make([]item, len(reqs))
 
 	first := c.replica.View()
@@ -107,6 +116,9 @@ func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Reques
 	}
 
 	c.record(ctx, who, items)
+	if turn != nil {
+		turn.Lock()
+	}
 	c.withhold(ctx, second, who, items)
 
 	for i := range items {

@@ -485,3 +485,25 @@ func TestRecordsNameTheirTenantAndEnvelope(t *testing.T) {
 		t.Fatalf("(-want +got):\n%s", diff)
 	}
 }
+
+type locker func()
+
+func (l locker) Lock() { l() }
+func (locker) Unlock() {}
+
+// TestDisableWhileWaitingForTheTurn: a response that has to wait until others have left is
+// looked at after that, and leaves no more if its tenant was disabled meanwhile.
+func TestDisableWhileWaitingForTheTurn(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	resps := make([]custody.Response, 1)
+	w.DoInTurn(t.Context(), acmeApp, []custody.Request{{Op: hierarchy.OpUnwrap, Envelope: env}}, resps, locker(func() {
+		w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED)
+	}))
+	wantErr(t, resps[0], hierarchy.ErrTenantDisabled)
+	w.journal.mu.Lock()
+	defer w.journal.mu.Unlock()
+	if last := w.journal.records[len(w.journal.records)-1]; last.Outcome != audit.OutcomeWithheld {
+		t.Errorf("the last record says %q", last.Outcome)
+	}
+}
