@@ -1,6 +1,7 @@
 package softhsmtests
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -9,21 +10,95 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/kekd/kekd/softhsm-tests/devcluster"
 	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
-// Whatever one user does to the socket, the calls of another succeed, all of them. How long they take
-// is logged: here the attackers share the machine's cores with the daemon and with their victim.
+// attacks are what one user may do to the socket, each until ctx ends.
+var attacks = []struct {
+	name string
+	run  func(t *testing.T, ctx context.Context, n *node)
+}{
+	{"connections that send nothing", silentConnections},
+	{"half of a handshake", halfOpen},
+	{"frames too large", largeFrames},
+	{"no HTTP/2 at all", noise},
+	{"messages too large", largeMessages},
+	{"streams that are never read", unreadStreams},
+	{"connections that are not read", unreadConnections},
+	{"a flood of batches", flood},
+	{"a flood of refusals", refusals},
+	{"connecting again and again", reconnecting},
+}
+
+// An attacker is a process of its own, as he is where kekd runs: in one process with his victim, he
+// would mostly keep that from running. What he is to do is in the environment.
+const (
+	envAttack       = "KEKD_TEST_ATTACK"
+	envAttackSocket = "KEKD_TEST_ATTACK_SOCKET"
+	envAttackFor    = "KEKD_TEST_ATTACK_FOR"
+)
+
+// attack is what the attacker's process does.
+func attack(t *testing.T, name string) {
+	howLong, err := time.ParseDuration(os.Getenv(envAttackFor))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range attacks {
+		if a.name == name {
+			ctx, cancel := context.WithTimeout(t.Context(), howLong)
+			defer cancel()
+			a.run(t, ctx, &node{t: t, Node: devcluster.Node{Socket: os.Getenv(envAttackSocket)}})
+			<-ctx.Done()
+			return
+		}
+	}
+	t.Fatalf("there is no attack %q", name)
+}
+
+// startAttack starts an attacker, who gets what processor time the others leave: how the kernel shares
+// that out is not the daemon's doing.
+func startAttack(t *testing.T, n *node, name string, howLong time.Duration) (wait func()) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^TestHostileCallers$")
+	cmd.Env = append(os.Environ(), envAttack+"="+name, envAttackSocket+"="+n.Socket, envAttackFor+"="+howLong.String())
+	var says bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &says, &says
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	if err := unix.Setpriority(unix.PRIO_PROCESS, cmd.Process.Pid, 19); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the attacker: %v\n%s", err, says.String())
+		} else if i := strings.Index(says.String(), "the flood had"); i >= 0 {
+			t.Log(strings.TrimSpace(strings.SplitN(says.String()[i:], "\n", 2)[0]))
+		}
+	}
+}
+
+// Whatever one user does to the socket, the calls of another succeed, all of them.
 func TestHostileCallers(t *testing.T) {
+	if name := os.Getenv(envAttack); name != "" {
+		attack(t, name)
+		return
+	}
 	n := initialised(t)
 	d := n.serve()
 	setUp(t, n.Node, "acme", "flood")
@@ -34,27 +109,11 @@ func TestHostileCallers(t *testing.T) {
 	calm, calls := victim.p99()
 	t.Logf("left alone: p99 %v of %d calls; the daemon has %d MiB", calm, calls, residentMiB(t, n.PID))
 
-	for _, attack := range []struct {
-		name string
-		run  func(t *testing.T, ctx context.Context, n *node)
-	}{
-		{"connections that send nothing", silentConnections},
-		{"half of a handshake", halfOpen},
-		{"frames too large", largeFrames},
-		{"no HTTP/2 at all", noise},
-		{"messages too large", largeMessages},
-		{"streams that are never read", unreadStreams},
-		{"connections that are not read", unreadConnections},
-		{"a flood of batches", flood},
-		{"a flood of refusals", refusals},
-		{"connecting again and again", reconnecting},
-	} {
+	for _, attack := range attacks {
 		t.Run(attack.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(loops(1000, 10_000))*time.Millisecond)
-			defer cancel()
+			wait := startAttack(t, n, attack.name, time.Duration(loops(1000, 10_000))*time.Millisecond)
 			victim.window()
-			attack.run(t, ctx, n)
-			<-ctx.Done()
+			wait()
 			eventually(t, 5*time.Second, "the victim is served", func() bool { _, calls := victim.p99(); return calls > 0 })
 			p99, calls := victim.p99()
 			if victim.failed() {
@@ -77,6 +136,56 @@ func TestHostileCallers(t *testing.T) {
 	if strings.Contains(d.says(), "panic") {
 		t.Error("a call panicked")
 	}
+}
+
+// Eight services that turn hostile, and strangers besides, take all the connections that there are for
+// all. One more service is served all the same.
+func TestManyUsersLockNoServiceOut(t *testing.T) {
+	t.Parallel()
+	n := initialised(t)
+	d := n.serve()
+	setUp(t, n.Node, "acme")
+	callerOf(t, n, "acme-app", acmeUID, "acme/*")
+	const each, first = 256, 60_000 // connections of a uid, and the first uid
+	var closed, open int
+	for i := range uint32(12) {
+		uid := first + i
+		if i < 8 {
+			callerOf(t, n, fmt.Sprintf("hostile-%d", i), uid, "acme/*")
+		}
+		conns, err := connectMany(t.Context(), n.Socket, uid, each)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			for _, c := range conns {
+				c.Close()
+			}
+		})
+		for _, c := range conns {
+			// HTTP/2 servers speak first, once a client has said what it wants.
+			if _, err := c.Write(append([]byte(preface), settings...)); err != nil {
+				closed++
+				continue
+			}
+			if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Read(make([]byte, 9)); err != nil {
+				closed++
+			} else {
+				open++
+			}
+		}
+	}
+	t.Logf("%d connections are open, %d were closed", open, closed)
+	if open < 2000 || closed == 0 {
+		t.Errorf("that are not all there are: %d are open, %d were closed", open, closed)
+	}
+	if _, err := keysAs(t, n, acmeUID).GenerateDataKey(within(t, 10*time.Second), &kekdv1.GenerateDataKeyRequest{Key: "acme/orders"}); err != nil {
+		t.Errorf("a service that had none yet: %v", err)
+	}
+	d.stop()
 }
 
 // hold connects as the attacker and keeps the connections until ctx ends.

@@ -1,6 +1,7 @@
 package socketapi
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net"
@@ -19,25 +20,59 @@ type gate struct {
 	calls  atomic.Int64
 	ops    atomic.Int64
 
-	mu    sync.Mutex
-	conns int
-	uids  map[uint32]*account
+	mu        sync.Mutex
+	conns     int
+	strangers int // of the connections
+	uids      map[uint32]*account
 
 	// Refusals are made once: a flood of them has to be cheap.
-	tooManyCalls, tooManyOps, uidCalls, uidOps, unread *apierr.Error
+	tooManyCalls, tooManyOps, uidCalls, uidOps, unread, uidUnread *apierr.Error
 }
 
 // account is what one uid holds.
 type account struct {
-	conns int // guarded by the gate's mutex
-	calls atomic.Int64
-	ops   atomic.Int64
+	calls  atomic.Int64
+	ops    atomic.Int64
+	unsent atomic.Int64  // bytes, of all its connections
+	called atomic.Int64  // Unix nanoseconds of its last call
+	freed  chan struct{} // of size 1: there may be room for whoever waits in turn
+
+	// Guarded by the gate's mutex.
+	conns     int
+	principal hierarchy.Principal // who connected last
+	rate      bucket
 }
 
 // idle accounts may be forgotten. One without connections may still have calls that run, and
-// counts them until they end: connecting again buys no second allowance.
-func (a *account) idle() bool {
-	return a.conns == 0 && a.calls.Load() == 0 && a.ops.Load() == 0
+// counts them until they end, and what it has opened of late: connecting again buys no second
+// allowance.
+func (a *account) idle(now time.Time, limits *Limits) bool {
+	return a.conns == 0 && a.calls.Load() == 0 && a.ops.Load() == 0 && a.rate.full(now, limits)
+}
+
+// bucket bounds how often a uid connects: it holds ConnsPerUID at most, and gains ConnsPerSecond.
+type bucket struct {
+	spent float64
+	at    time.Time
+}
+
+func (b *bucket) refill(now time.Time, limits *Limits) {
+	b.spent = max(0, b.spent-now.Sub(b.at).Seconds()*float64(limits.ConnsPerSecond))
+	b.at = now
+}
+
+func (b *bucket) full(now time.Time, limits *Limits) bool {
+	b.refill(now, limits)
+	return b.spent == 0
+}
+
+func (b *bucket) take(now time.Time, limits *Limits) bool {
+	b.refill(now, limits)
+	if b.spent+1 > float64(limits.ConnsPerUID) {
+		return false
+	}
+	b.spent++
+	return true
 }
 
 // conn is one connection of a known peer. It is also the pool that the bytes of its answers
@@ -48,8 +83,11 @@ type conn struct {
 	groups    []uint32
 	gate      *gate
 	account   *account
+	stranger  bool // as it was admitted
 	close     sync.Once
+	owing     sync.Mutex   // to count bytes twice as one
 	unsent    atomic.Int64 // bytes
+	closed    bool         // guarded by owing: they no longer count for the uid
 	fullSince atomic.Int64 // Unix nanoseconds; 0: unsent was below its limit when last looked at
 }
 
@@ -66,6 +104,7 @@ func newGate(l Limits) *gate {
 		uidCalls:     refusal(hierarchy.ErrRateLimited, retry, "this uid has its %d calls open", l.CallsPerUID),
 		uidOps:       refusal(hierarchy.ErrRateLimited, retry, "this uid has its %d operations in flight", l.OpsPerUID),
 		unread:       refusal(hierarchy.ErrRateLimited, "read the answers", "this connection has %d bytes of answers that were not read", l.Unsent),
+		uidUnread:    refusal(hierarchy.ErrRateLimited, "read the answers", "this uid has %d bytes of answers that were not read", l.UnsentPerUID),
 	}
 }
 
@@ -75,52 +114,92 @@ func (g *gate) admit(c *net.UnixConn) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, now := g.known(p), time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.conns >= g.limits.Conns {
+	a := g.account(p, now)
+	switch {
+	case a.conns >= g.limits.ConnsPerUID:
+		return nil, fmt.Errorf("%w: uid %d has %d connections", hierarchy.ErrRateLimited, p.UID, a.conns)
+	case !a.rate.take(now, &g.limits):
+		return nil, fmt.Errorf("%w: uid %d connects more than %d times a second", hierarchy.ErrRateLimited, p.UID, g.limits.ConnsPerSecond)
+	case !known && g.strangers >= g.limits.StrangerConns:
+		return nil, fmt.Errorf("%w: uids that no service names have %d connections", hierarchy.ErrCapacity, g.strangers)
+	case g.conns >= g.limits.Conns && !(known && a.conns < g.limits.ReservedConns):
 		return nil, fmt.Errorf("%w: %d connections", hierarchy.ErrCapacity, g.conns)
 	}
+	g.conns++
+	if !known {
+		g.strangers++
+	}
+	a.conns++
+	a.principal = p
+	return &conn{UnixConn: c, principal: p, groups: groups, gate: g, account: a, stranger: !known}, nil
+}
+
+// account finds a uid's. The caller holds mu.
+func (g *gate) account(p hierarchy.Principal, now time.Time) *account {
 	a := g.uids[p.UID]
 	if a == nil {
 		if len(g.uids) > g.limits.Conns {
-			maps.DeleteFunc(g.uids, func(_ uint32, a *account) bool { return a.idle() })
+			maps.DeleteFunc(g.uids, func(_ uint32, a *account) bool { return a.idle(now, &g.limits) })
 		}
-		a = new(account)
+		a = &account{freed: make(chan struct{}, 1), principal: p}
 		g.uids[p.UID] = a
 	}
-	if a.conns >= g.limits.ConnsPerUID {
-		return nil, fmt.Errorf("%w: uid %d has %d connections", hierarchy.ErrRateLimited, p.UID, a.conns)
-	}
-	g.conns++
-	a.conns++
-	return &conn{UnixConn: c, principal: p, groups: groups, gate: g, account: a}, nil
+	return a
+}
+
+func (g *gate) known(p hierarchy.Principal) bool {
+	return g.limits.Known == nil || g.limits.Known(p)
 }
 
 func (c *conn) Close() error {
 	c.close.Do(func() {
+		// What gRPC has lost count of, or never sends now, is not held against the uid.
+		c.owing.Lock()
+		c.account.unsent.Add(-c.unsent.Load())
+		c.closed = true
+		c.owing.Unlock()
+
 		g := c.gate
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.conns--
+		if c.stranger {
+			g.strangers--
+		}
 		c.account.conns--
 	})
 	return c.UnixConn.Close()
 }
 
-// enter opens a call; leave closes it.
+// enter opens a call, before anything of it is read; leave closes it.
 func (c *conn) enter() error {
 	if c.unsent.Load() > c.gate.limits.Unsent {
 		return c.full()
 	}
-	if c.account.calls.Add(1) > int64(c.gate.limits.CallsPerUID) {
+	if c.account.unsent.Load() > c.gate.limits.UnsentPerUID {
+		return c.gate.uidUnread
+	}
+	mine := c.account.calls.Add(1)
+	if mine > int64(c.gate.limits.CallsPerUID) {
 		c.account.calls.Add(-1)
 		return c.gate.uidCalls
 	}
-	if c.gate.calls.Add(1) > int64(c.gate.limits.Calls) {
+	if c.gate.calls.Add(1) > int64(c.gate.limits.Calls) && !(mine <= int64(c.gate.limits.ReservedCalls) && c.gate.known(c.principal)) {
 		c.leave()
 		return c.gate.tooManyCalls
 	}
 	return nil
+}
+
+// enterAlone opens a call of one message. Where that could only be refused, it is not read.
+func (c *conn) enterAlone() error {
+	if c.account.ops.Load() >= int64(c.gate.limits.OpsPerUID) {
+		return c.gate.uidOps
+	}
+	return c.enter()
 }
 
 func (c *conn) leave() {
@@ -139,13 +218,17 @@ func (c *conn) full() error {
 	return c.gate.unread
 }
 
-// take lets n operations in; give lets them out.
-func (c *conn) take(n int) error {
-	if c.account.ops.Add(int64(n)) > int64(c.gate.limits.OpsPerUID) {
+// take lets n operations in, when it is this uid's turn; give lets them out.
+func (c *conn) take(ctx context.Context, n int) error {
+	mine, err := c.turn(ctx, int64(n))
+	if err != nil {
+		return apierr.From(err)
+	}
+	if mine > int64(c.gate.limits.OpsPerUID) {
 		c.account.ops.Add(-int64(n))
 		return c.gate.uidOps
 	}
-	if c.gate.ops.Add(int64(n)) > int64(c.gate.limits.Ops) {
+	if c.gate.ops.Add(int64(n)) > int64(c.gate.limits.Ops) && !(mine <= int64(c.gate.limits.ReservedOps) && c.gate.known(c.principal)) {
 		c.give(n)
 		return c.gate.tooManyOps
 	}
@@ -155,18 +238,32 @@ func (c *conn) take(n int) error {
 func (c *conn) give(n int) {
 	c.account.ops.Add(-int64(n))
 	c.gate.ops.Add(-int64(n))
+	c.account.wake()
 }
 
 // Get and Put make the connection a mem.BufferPool. gRPC gives a buffer back when its bytes
 // have gone to the socket, or its call has ended.
 func (c *conn) Get(n int) *[]byte {
-	c.unsent.Add(int64(n))
+	c.owe(int64(n))
 	return vtcodec.Pool.Get(n)
 }
 
 func (c *conn) Put(b *[]byte) {
-	if c.unsent.Add(-int64(len(*b))) <= c.gate.limits.Unsent && c.fullSince.Load() != 0 {
-		c.fullSince.Store(0)
+	if c.owe(-int64(len(*b))) <= c.gate.limits.Unsent {
+		if c.fullSince.Load() != 0 {
+			c.fullSince.Store(0)
+		}
+		c.account.wake()
 	}
 	vtcodec.Pool.Put(b)
+}
+
+// owe counts bytes of answers, and returns how many this connection has not read.
+func (c *conn) owe(n int64) (unsent int64) {
+	c.owing.Lock()
+	defer c.owing.Unlock()
+	if !c.closed {
+		c.account.unsent.Add(n)
+	}
+	return c.unsent.Add(n)
 }

@@ -55,7 +55,7 @@ func TestCallsPerUID(t *testing.T) {
 
 func TestCallsOfAll(t *testing.T) {
 	h := holding("slow")
-	s := startKeys(t, h, func(l *socketapi.Limits) { l.Calls = 1 })
+	s := startKeys(t, h, func(l *socketapi.Limits) { l.Calls, l.ReservedCalls = 1, 0 })
 	api := kekdv1.NewKeyServiceClient(raw(t, s.path))
 	ctx := soon(t)
 	first := make(chan error, 1)
@@ -70,7 +70,7 @@ func TestCallsOfAll(t *testing.T) {
 	}
 }
 
-// TestOpsPerUID: an allowance that is used up refuses a batch and a stream's message.
+// TestOpsPerUID: an allowance that is used up refuses a batch, and a stream waits.
 func TestOpsPerUID(t *testing.T) {
 	h := holding("slow")
 	s := startKeys(t, h, func(l *socketapi.Limits) { l.OpsPerUID = custody.MaxBatch })
@@ -90,9 +90,6 @@ func TestOpsPerUID(t *testing.T) {
 	}
 	stream := openStream(t, s.path)
 	send(t, stream, 1, 1, "x")
-	if m := receive(t, stream); m.Error.GetCode() != "RATE_LIMITED" || m.Error.GetHint() == "" {
-		t.Errorf("on a stream: %v", m)
-	}
 	if _, result := callAs(t, "unwrap", s.path, 54321, 54321); result != "OK" {
 		t.Errorf("another uid: %s", result)
 	}
@@ -102,9 +99,186 @@ func TestOpsPerUID(t *testing.T) {
 		t.Error(err)
 	}
 	send(t, stream, 2, custody.MaxBatch, "x")
-	if m := receive(t, stream); m.Error != nil {
-		t.Errorf("afterwards: %v", m.Error)
+	for id := range uint64(2) {
+		if m := receive(t, stream); m.Id != id+1 || m.Error != nil {
+			t.Errorf("afterwards: %v", m)
+		}
 	}
+}
+
+// aService is a uid that a service names; aStranger none does.
+const aService, aStranger = 54321, 54322
+
+func onlyAService(p hierarchy.Principal) bool { return p.UID == aService }
+
+// TestStrangersLockNobodyOut: uids that no service names share what they may hold.
+func TestStrangersLockNobodyOut(t *testing.T) {
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) {
+		l.StrangerConns, l.Known, l.HandshakeTimeout = 2, onlyAService, time.Minute
+	})
+	var open []net.Conn
+	for range 3 { // this process is a stranger
+		open = append(open, connect(t, s.path))
+	}
+	dead(t, open[2])
+	for uid, want := range map[uint32]string{aService: "OK", aStranger: "UNAVAILABLE"} {
+		if _, result := callAs(t, "unwrap", s.path, uid, uid); result != want {
+			t.Errorf("uid %d: %s, want %s", uid, result, want)
+		}
+	}
+	open[0].Close()
+	eventually(t, "what strangers let go of others may have", func() bool {
+		_, result := callAs(t, "unwrap", s.path, aStranger, aStranger)
+		return result == "OK"
+	})
+}
+
+// TestReservations: whatever others hold, a uid that a service names has some of its own.
+func TestReservations(t *testing.T) {
+	for _, test := range []struct {
+		what    string
+		limit   func(l *socketapi.Limits)
+		refused string
+	}{
+		{"connections", func(l *socketapi.Limits) { l.Conns = 1 }, "UNAVAILABLE"},
+		{"calls", func(l *socketapi.Limits) { l.Calls = 1 }, "CAPACITY"},
+		{"operations", func(l *socketapi.Limits) { l.Ops = custody.MaxBatch }, "CAPACITY"},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			h := holding("slow")
+			s := startKeys(t, h, func(l *socketapi.Limits) {
+				l.Known = onlyAService
+				test.limit(l)
+			})
+			first := make(chan error, 1)
+			conn := raw(t, s.path)
+			go func() {
+				first <- second(kekdv1.NewKeyServiceClient(conn).Batch(soon(t), unwraps(custody.MaxBatch, "slow")))
+			}()
+			<-h.arrived
+			for uid, want := range map[uint32]string{aService: "OK", aStranger: test.refused} {
+				if _, result := callAs(t, "unwrap", s.path, uid, uid); result != want {
+					t.Errorf("uid %d: %s, want %s", uid, result, want)
+				}
+			}
+			close(h.release)
+			if err := <-first; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestConnectingTooOften: who connects again and again is hung up on before that costs anything,
+// and may again after a while.
+func TestConnectingTooOften(t *testing.T) {
+	const burst = 4
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.ConnsPerUID, l.ConnsPerSecond = burst, 1 })
+	for range burst {
+		connect(t, s.path).Close()
+	}
+	dead(t, connect(t, s.path))
+	if _, result := callAs(t, "unwrap", s.path, aStranger, aStranger); result != "OK" {
+		t.Errorf("another uid: %s", result)
+	}
+	eventually(t, "it may connect again", func() bool {
+		c, err := client.Dial(s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return second(c.Unwrap(soon(t), []byte("x"), client.Options{})) == nil
+	})
+}
+
+// TestOneBatchAtATimeInCompany: while another uid calls, a flood of batches goes through one after
+// the other, and once it is alone, side by side.
+func TestOneBatchAtATimeInCompany(t *testing.T) {
+	const batches = 4
+	for _, test := range []struct {
+		name    string
+		company time.Duration
+		atOnce  int
+	}{{"in company", time.Hour, 1}, {"alone", time.Nanosecond, batches}} {
+		t.Run(test.name, func(t *testing.T) {
+			h := holding("slow")
+			s := startKeys(t, h, func(l *socketapi.Limits) { l.Company = test.company })
+			if _, result := callAs(t, "unwrap", s.path, aService, aService); result != "OK" {
+				t.Fatalf("another uid: %s", result)
+			}
+			var calls sync.WaitGroup
+			api := kekdv1.NewKeyServiceClient(raw(t, s.path))
+			for range batches {
+				calls.Go(func() {
+					if _, err := api.Batch(soon(t), unwraps(custody.MaxBatch, "slow")); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			for range test.atOnce {
+				<-h.arrived
+			}
+			select {
+			case <-h.arrived:
+				t.Errorf("more than %d batches are under way", test.atOnce)
+			case <-time.After(200 * time.Millisecond):
+			}
+			// Single operations are no flood.
+			stream := openStream(t, s.path)
+			send(t, stream, 1, 1, "x")
+			if _, result := callAs(t, "unwrap", s.path, aService, aService); result != "OK" {
+				t.Errorf("the other uid, meanwhile: %s", result)
+			}
+			close(h.release)
+			calls.Wait()
+			if m := receive(t, stream); m.Error != nil {
+				t.Errorf("the flood's own single operation: %v", m)
+			}
+		})
+	}
+}
+
+// TestUnreadAnswersOfAUID: what is not read on one connection is held against the next, and is
+// forgotten when it closes.
+func TestUnreadAnswersOfAUID(t *testing.T) {
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.UnsentPerUID = 1 << 20 })
+	conn, err := grpc.NewClient("unix:"+s.path, grpc.WithTransportCredentials(insecureCredentials), grpc.WithStaticStreamWindowSize(64<<10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 4 { // half a MiB each
+		st, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, kekdv1.KeyService_Batch_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := st.SendMsg(dataKeys(128)); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := kekdv1.NewKeyServiceClient(raw(t, s.path))
+	eventually(t, "its other connection is refused", func() bool {
+		_, err := other.Unwrap(soon(t), &kekdv1.UnwrapRequest{})
+		return code(err) == "RATE_LIMITED"
+	})
+	if _, result := callAs(t, "unwrap", s.path, aStranger, aStranger); result != "OK" {
+		t.Errorf("another uid: %s", result)
+	}
+	conn.Close()
+	eventually(t, "it is served again", func() bool { return second(other.Unwrap(soon(t), &kekdv1.UnwrapRequest{})) == nil })
+}
+
+func connect(t *testing.T, path string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 // TestReconnectingBuysNothing: operations that outlive their connection still count, also after
@@ -127,7 +301,7 @@ func TestReconnectingBuysNothing(t *testing.T) {
 			t.Errorf("another uid: %s", result)
 		}
 	}
-	if _, err := dial(t, s.path).Unwrap(soon(t), []byte("x"), client.Options{}); code(err) != "RATE_LIMITED" {
+	if _, err := kekdv1.NewKeyServiceClient(raw(t, s.path)).Unwrap(soon(t), &kekdv1.UnwrapRequest{}); code(err) != "RATE_LIMITED" {
 		t.Errorf("connected again: %v", err)
 	}
 }

@@ -67,7 +67,7 @@ func single[Q, A any](k *keyService, method string, read func(*Q, *custody.Reque
 		if err := receive(ss, m); err != nil {
 			return err
 		}
-		if err := c.take(1); err != nil {
+		if err := c.take(ss.Context(), 1); err != nil {
 			return err
 		}
 		defer c.give(1)
@@ -98,7 +98,7 @@ func (k *keyService) batch(_ any, ss grpc.ServerStream) (err error) {
 	if err := checkBatch(m.Operations); err != nil {
 		return apierr.From(err)
 	}
-	if err := c.take(n); err != nil {
+	if err := c.take(ss.Context(), n); err != nil {
 		return err
 	}
 	defer c.give(n)
@@ -118,7 +118,7 @@ func (k *keyService) open(ss grpc.ServerStream) (*conn, error) {
 	if err != nil {
 		return nil, apierr.From(err)
 	}
-	return c, c.enter()
+	return c, c.enterAlone()
 }
 
 // receive reads a call's message. What cannot be decoded is the caller's error, not gRPC's.

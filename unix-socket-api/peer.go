@@ -69,8 +69,13 @@ type Admins struct {
 	GID int
 }
 
+// Own tells root and the daemon's own user, who need no service to be known.
+func Own(p hierarchy.Principal) bool {
+	return p.UID == 0 || p.UID == uint32(os.Geteuid())
+}
+
 func (a Admins) allow(p hierarchy.Principal, groups []uint32) bool {
-	if p.UID == 0 || p.UID == uint32(os.Geteuid()) {
+	if Own(p) {
 		return true
 	}
 	return a.GID >= 0 && (p.GID == uint32(a.GID) || slices.Contains(groups, uint32(a.GID)))

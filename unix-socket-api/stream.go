@@ -69,6 +69,9 @@ func (k *keyService) stream(_ any, ss grpc.ServerStream) error {
 func (p *pipeline) read() (err error) {
 	defer p.k.recovered("Stream", &err)
 	for {
+		if err := p.conn.streamTurn(p.ctx); err != nil {
+			return err
+		}
 		m := new(kekdv1.BatchRequest)
 		switch err := receive(p.ss, m); {
 		case errors.Is(err, io.EOF):
@@ -85,7 +88,7 @@ func (p *pipeline) read() (err error) {
 		if err := p.reserve(len(m.Operations)); err != nil {
 			return err
 		}
-		if err := p.conn.take(len(m.Operations)); err != nil {
+		if err := p.conn.take(p.ctx, len(m.Operations)); err != nil {
 			p.release(1, len(m.Operations))
 			if err := p.refuse(m, err); err != nil {
 				return err

@@ -202,13 +202,13 @@ func TestUnreadStream(t *testing.T) {
 			}
 		}
 	}()
-	other := dial(t, server.path)
+	other, alone := dial(t, server.path), kekdv1.NewKeyServiceClient(raw(t, server.path))
 	all := make([]client.Operation, custody.MaxBatch)
 	for i := range all {
 		all[i] = client.Operation{Op: hierarchy.OpUnwrap, Envelope: []byte("x")}
 	}
 	eventually(t, "the stream holds its uid's whole allowance", func() bool {
-		return code(second(other.Unwrap(soon(t), []byte("x"), client.Options{}))) == "RATE_LIMITED"
+		return code(second(alone.Unwrap(soon(t), &kekdv1.UnwrapRequest{}))) == "RATE_LIMITED"
 	})
 	eventually(t, "what it held is free again", func() bool { return second(other.Batch(soon(t), all)) == nil })
 	// The reason waits behind the answers.

@@ -210,7 +210,11 @@ func (n *node) awaitLease(ctx context.Context) error {
 func (n *node) listen(failed chan<- error) (err error) {
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
 		n.replica(), n.token, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
-	if n.keys, err = socketapi.NewKeyServer(hot, socketapi.DefaultLimits(), n.log); err != nil {
+	limits := socketapi.DefaultLimits()
+	limits.Known = func(p hierarchy.Principal) bool {
+		return socketapi.Own(p) || len(n.raft.State().ServicesFor(p.UID, p.GID)) > 0
+	}
+	if n.keys, err = socketapi.NewKeyServer(hot, limits, n.log); err != nil {
 		return err
 	}
 	adminGID, err := groupID(n.config.AdminSocket.Group)
