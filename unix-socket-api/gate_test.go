@@ -88,6 +88,11 @@ func TestOpsPerUID(t *testing.T) {
 	if _, err := api.Unwrap(soon(t), &kekdv1.UnwrapRequest{}); code(err) != "RATE_LIMITED" {
 		t.Errorf("alone: %v", err)
 	}
+	// It is refused unread: once read, this would be an invalid argument.
+	err := raw(t, s.path).Invoke(soon(t), kekdv1.KeyService_Unwrap_FullMethodName, []byte{0xff, 0xff, 0xff}, new([]byte), grpc.ForceCodecV2(garbage{}))
+	if code(err) != "RATE_LIMITED" {
+		t.Errorf("what cannot be read: %v", err)
+	}
 	stream := openStream(t, s.path)
 	send(t, stream, 1, 1, "x")
 	if _, result := callAs(t, "unwrap", s.path, 54321, 54321); result != "OK" {
@@ -175,7 +180,11 @@ func TestConnectingTooOften(t *testing.T) {
 	const burst = 4
 	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.ConnsPerUID, l.ConnsPerSecond = burst, 1 })
 	for range burst {
-		connect(t, s.path).Close()
+		c := connect(t, s.path)
+		if err := c.(*net.UnixConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		dead(t, c) // on the other side too: it is no longer one of those that are open
 	}
 	dead(t, connect(t, s.path))
 	if _, result := callAs(t, "unwrap", s.path, aStranger, aStranger); result != "OK" {
@@ -247,7 +256,13 @@ func TestUnreadAnswersOfAUID(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for range 4 { // half a MiB each
+	other := kekdv1.NewKeyServiceClient(raw(t, s.path))
+	for range 8 { // half a MiB each, and read
+		if _, err := other.Batch(soon(t), dataKeys(128)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 4 { // and not read
 		st, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, kekdv1.KeyService_Batch_FullMethodName)
 		if err != nil {
 			t.Fatal(err)
@@ -259,7 +274,6 @@ func TestUnreadAnswersOfAUID(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	other := kekdv1.NewKeyServiceClient(raw(t, s.path))
 	eventually(t, "its other connection is refused", func() bool {
 		_, err := other.Unwrap(soon(t), &kekdv1.UnwrapRequest{})
 		return code(err) == "RATE_LIMITED"
