@@ -121,14 +121,14 @@ func tree(t *testing.T, dir string) string {
 }
 
 // An init that was killed at any moment is finished by running it again, also when that is killed
-// too, and what it has made serves.
+// too, and what it has made serves. A serve that comes first works, or names the command to run.
 func TestInitKilledAtRandomMoments(t *testing.T) {
 	t.Parallel()
 	begun := time.Now()
 	newNode(t).init()
 	whole := time.Since(begun)
 
-	kills, interrupted := loops(10, 300), 0
+	kills, interrupted := loops(20, 300), 0
 	for i := 0; i < kills; {
 		n := newNode(t)
 		for range 2 { // the second one kills the repair
@@ -147,6 +147,9 @@ func TestInitKilledAtRandomMoments(t *testing.T) {
 			interrupted++
 			t.Logf("killed after %v of %v", after, whole)
 		}
+		if i%4 == 0 {
+			serveOrSayHow(t, n)
+		}
 		if out, status := n.run("init"); status != 0 && !strings.Contains(out, "is initialised already") {
 			t.Fatalf("init after a killed one: status %d\n%s", status, out)
 		}
@@ -161,6 +164,22 @@ func TestInitKilledAtRandomMoments(t *testing.T) {
 	}
 	if interrupted < kills/3 {
 		t.Fatalf("only %d of %d kills came before the end", interrupted, kills)
+	}
+}
+
+// serveOrSayHow runs serve on what an init has left that was killed.
+func serveOrSayHow(t *testing.T, n *node) {
+	t.Helper()
+	d := n.launch()
+	select {
+	case <-d.ready:
+		d.stop()
+	case <-d.exited:
+		if says := d.says(); !strings.Contains(says, n.DataDir+" is not initialised: run") || !strings.Contains(says, "kekd init --config "+n.configPath()) {
+			t.Fatalf("serve after a killed init says:\n%s", says)
+		}
+	case <-time.After(60 * time.Second):
+		t.Fatal("serve after a killed init neither serves nor ends")
 	}
 }
 

@@ -178,7 +178,7 @@ func TestReservations(t *testing.T) {
 // and may again after a while.
 func TestConnectingTooOften(t *testing.T) {
 	const burst = 4
-	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.ConnsPerUID, l.ConnsPerSecond = burst, 1 })
+	s := startKeys(t, &fakeCustody{}, func(l *socketapi.Limits) { l.ConnsPerUID, l.ConnsPerSecond, l.HandshakeTimeout = burst, 1, time.Minute })
 	for range burst {
 		c := connect(t, s.path)
 		if err := c.(*net.UnixConn).CloseWrite(); err != nil {
