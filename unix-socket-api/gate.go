@@ -50,7 +50,9 @@ func (a *account) idle(now time.Time, limits *Limits) bool {
 	return a.conns == 0 && a.calls.Load() == 0 && a.ops.Load() == 0 && a.rate.full(now, limits)
 }
 
-// bucket bounds how often a uid connects: it holds ConnsPerUID at most, and gains ConnsPerSecond.
+// bucket bounds how often a uid connects: it holds ConnsPerUID, and gains ConnsPerSecond. Who finds
+// it empty waits for what it gains, half of the time that a handshake may take and no longer: a
+// script that runs one command after the other is slowed down, not refused.
 type bucket struct {
 	spent float64
 	at    time.Time
@@ -66,13 +68,16 @@ func (b *bucket) full(now time.Time, limits *Limits) bool {
 	return b.spent == 0
 }
 
-func (b *bucket) take(now time.Time, limits *Limits) bool {
+func (b *bucket) take(now time.Time, limits *Limits) (wait time.Duration, ok bool) {
 	b.refill(now, limits)
-	if b.spent+1 > float64(limits.ConnsPerUID) {
-		return false
+	if over := b.spent + 1 - float64(limits.ConnsPerUID); over > 0 {
+		wait = time.Duration(over / float64(limits.ConnsPerSecond) * float64(time.Second))
+	}
+	if wait > limits.HandshakeTimeout/2 {
+		return 0, false
 	}
 	b.spent++
-	return true
+	return wait, true
 }
 
 // conn is one connection of a known peer. It is also the pool that the bytes of its answers
@@ -83,7 +88,8 @@ type conn struct {
 	groups    []uint32
 	gate      *gate
 	account   *account
-	stranger  bool // as it was admitted
+	stranger  bool          // as it was admitted
+	wait      time.Duration // before anything is read
 	close     sync.Once
 	owing     sync.Mutex   // to count bytes twice as one
 	unsent    atomic.Int64 // bytes
@@ -121,12 +127,14 @@ func (g *gate) admit(c *net.UnixConn) (*conn, error) {
 	switch {
 	case a.conns >= g.limits.ConnsPerUID:
 		return nil, fmt.Errorf("%w: uid %d has %d connections", hierarchy.ErrRateLimited, p.UID, a.conns)
-	case !a.rate.take(now, &g.limits):
-		return nil, fmt.Errorf("%w: uid %d connects more than %d times a second", hierarchy.ErrRateLimited, p.UID, g.limits.ConnsPerSecond)
 	case !known && g.strangers >= g.limits.StrangerConns:
 		return nil, fmt.Errorf("%w: uids that no service names have %d connections", hierarchy.ErrCapacity, g.strangers)
 	case g.conns >= g.limits.Conns && !(known && a.conns < g.limits.ReservedConns):
 		return nil, fmt.Errorf("%w: %d connections", hierarchy.ErrCapacity, g.conns)
+	}
+	wait, ok := a.rate.take(now, &g.limits)
+	if !ok {
+		return nil, fmt.Errorf("%w: uid %d connects more than %d times a second", hierarchy.ErrRateLimited, p.UID, g.limits.ConnsPerSecond)
 	}
 	g.conns++
 	if !known {
@@ -134,7 +142,7 @@ func (g *gate) admit(c *net.UnixConn) (*conn, error) {
 	}
 	a.conns++
 	a.principal = p
-	return &conn{UnixConn: c, principal: p, groups: groups, gate: g, account: a, stranger: !known}, nil
+	return &conn{UnixConn: c, principal: p, groups: groups, gate: g, account: a, stranger: !known, wait: wait}, nil
 }
 
 // account finds a uid's. The caller holds mu.

@@ -16,7 +16,7 @@ type Limits struct {
 	// StrangerConns are those of all uids together that are not [Limits.Known].
 	StrangerConns int
 	// ConnsPerSecond is how many one uid may open in the long run, and ConnsPerUID of them at
-	// once. Each costs some 0.3 ms of processor time, also if it is closed right away.
+	// once; further ones wait. Each costs some 0.3 ms of processor time, also if it is closed right away.
 	ConnsPerSecond int
 	// Calls that are open, a stream counting as one.
 	Calls, CallsPerUID int

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"time"
 	"unsafe"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -82,7 +83,8 @@ func (a Admins) allow(p hierarchy.Principal, groups []uint32) bool {
 }
 
 // peerCredentials is gRPC's handshake on a socket whose listener has asked the kernel already:
-// nothing is exchanged, the connection is what identifies.
+// nothing is exchanged, the connection is what identifies. Who connects too often waits here, on
+// a goroutine of his connection's own.
 type peerCredentials struct{}
 
 type peerInfo struct{ conn *conn }
@@ -94,6 +96,7 @@ func (peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthIn
 	if !ok {
 		return nil, nil, fmt.Errorf("connection of type %T has no peer credentials", c)
 	}
+	time.Sleep(pc.wait)
 	return pc, peerInfo{pc}, nil
 }
 

@@ -11,6 +11,9 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
+
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/unix-socket-api/apierr"
@@ -21,17 +24,13 @@ import (
 // connectKeys and connectAdmin answer with a client of a daemon that is there.
 
 func (a *app) connectKeys(ctx context.Context) (kekdv1.KeyServiceClient, io.Closer, error) {
-	if err := reach(ctx, a.keySocket()); err != nil {
-		return nil, nil, err
-	}
-	return client.DialKeys(a.keySocket())
+	c, conn, err := client.DialKeys(a.keySocket())
+	return c, conn, establish(ctx, a.keySocket(), conn, err)
 }
 
 func (a *app) connectAdmin(ctx context.Context) (kekdv1.AdminServiceClient, io.Closer, error) {
-	if err := reach(ctx, a.adminPath()); err != nil {
-		return nil, nil, err
-	}
-	return client.DialAdmin(a.adminPath())
+	c, conn, err := client.DialAdmin(a.adminPath())
+	return c, conn, establish(ctx, a.adminPath(), conn, err)
 }
 
 func (a *app) keySocket() string {
@@ -42,8 +41,48 @@ func (a *app) adminPath() string {
 	return cmp.Or(a.adminSocket, os.Getenv("KEKD_ADMIN_SOCKET"), client.DefaultAdminSocket)
 }
 
-// reach connects once, only to see that somebody is there. A failed call does not say whether its request
-// has left; what fails here has sent nothing, and is no change whose outcome is unknown.
+// establishTimeout is how long a daemon may take to take a connection.
+const establishTimeout = 10 * time.Second
+
+// connecting is the part of a gRPC connection that establish drives.
+type connecting interface {
+	Connect()
+	GetState() connectivity.State
+	WaitForStateChange(context.Context, connectivity.State) bool
+}
+
+// establish waits until the connection stands, before anything is sent. A failed call does not say
+// whether its request has left; what fails here has sent nothing, and is no change whose outcome is
+// unknown. A daemon that hangs up on a connection, since it has too many, is tried again.
+func establish(ctx context.Context, socket string, conn io.Closer, err error) error {
+	if err != nil {
+		return err
+	}
+	c, ok := conn.(connecting)
+	if !ok {
+		return errors.Join(fmt.Errorf("a connection of type %T", conn), conn.Close())
+	}
+	ctx, cancel := context.WithTimeout(ctx, establishTimeout)
+	defer cancel()
+	for {
+		c.Connect()
+		state := c.GetState()
+		if state == connectivity.Ready {
+			return nil
+		}
+		if state == connectivity.TransientFailure {
+			if err := reach(ctx, socket); err != nil {
+				return errors.Join(err, conn.Close())
+			}
+		}
+		if !c.WaitForStateChange(ctx, state) {
+			return errors.Join(&fault{exit: exitLocal, code: apierr.CodeUnavailable, message: "kekd takes no connection at " + socket,
+				hint: "it may have as many as it allows: see its log, and try again"}, conn.Close())
+		}
+	}
+}
+
+// reach connects once, only to see why nobody is there.
 func reach(ctx context.Context, socket string) error {
 	c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err == nil {
