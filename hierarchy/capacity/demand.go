@@ -1,8 +1,6 @@
 package capacity
 
 import (
-	"iter"
-
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/state"
 )
@@ -15,37 +13,41 @@ type Demand struct {
 }
 
 // Of is what all tenants need of a region.
-func Of(s *state.State, region hierarchy.RegionID) Demand {
-	var d Demand
-	for t := range s.Tenants() {
-		d.add(OfTenant(s, region, t.ID))
+func Of(s *state.State, region hierarchy.RegionID) (d Demand) {
+	for k := range s.AllKeys() {
+		if t, ok := s.Tenant(k.Tenant); ok {
+			d.addKey(k, region, Cost(t, region))
+		}
 	}
 	return d
 }
 
 // OfTenant is what one tenant needs of a region.
-func OfTenant(s *state.State, region hierarchy.RegionID, tenant hierarchy.TenantID) Demand {
+func OfTenant(s *state.State, region hierarchy.RegionID, tenant hierarchy.TenantID) (d Demand) {
 	t, ok := s.Tenant(tenant)
 	if !ok {
-		return Demand{}
+		return d
 	}
-	return ofKeys(s.Keys(tenant), region, Cost(t, region))
-}
-
-// ofKeys counts keys whose next version takes cost objects.
-func ofKeys(keys iter.Seq[*state.Key], region hierarchy.RegionID, cost uint64) (d Demand) {
-	for k := range keys {
-		d.Rotations += cost
-		for _, v := range k.Versions {
-			if rk, ok := v.Region(region); ok && holds(v, rk) {
-				d.Held += objects(len(v.Regions))
-				if !rk.Minted {
-					d.Pending += objects(len(v.Regions))
-				}
-			}
-		}
+	for k := range s.Keys(tenant) {
+		d.addKey(k, region, Cost(t, region))
 	}
 	return d
+}
+
+// addKey counts a key whose next version takes cost objects.
+func (d *Demand) addKey(k *state.Key, region hierarchy.RegionID, cost uint64) {
+	d.Rotations += cost
+	for _, v := range k.Versions {
+		rk, ok := v.Region(region)
+		if !ok || !holds(v, rk) {
+			continue
+		}
+		n := objects(len(v.Regions))
+		d.Held += n
+		if !rk.Minted {
+			d.Pending += n
+		}
+	}
 }
 
 func (d *Demand) add(other Demand) {

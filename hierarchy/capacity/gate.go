@@ -3,6 +3,7 @@ package capacity
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/state"
@@ -17,7 +18,17 @@ type Gate struct {
 
 	mu    sync.Mutex
 	asked Demand // what was let through, and is not in the hierarchy yet
+
+	// 10,000 keys take milliseconds to count, so that is not done for each request.
+	counted  Demand // what was counted last,
+	revision uint64 // of the state of this revision,
+	at       time.Time
+	since    Demand // and what was let through since. At most: some of it may have failed
 }
+
+// countEvery is how old a count may be that lets a request through. What other nodes let through
+// meanwhile is not in it, as what they let through at the same moment never is.
+const countEvery = time.Second
 
 // NewGate makes the gate of a region. state and token are asked for what is known at the moment.
 func NewGate(region hierarchy.RegionID, state func() *state.State, token func() Token) *Gate {
@@ -25,7 +36,19 @@ func NewGate(region hierarchy.RegionID, state func() *state.State, token func() 
 }
 
 // Room is what there is now.
-func (g *Gate) Room() Room { return Room{g.token(), Of(g.state(), g.region)} }
+func (g *Gate) Room() Room {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.state(); s.Revision() != g.revision || g.at.IsZero() {
+		g.count(s)
+	}
+	return Room{g.token(), g.counted}
+}
+
+// count counts anew. The caller holds mu.
+func (g *Gate) count(s *state.State) {
+	g.counted, g.revision, g.at, g.since = Of(s, g.region), s.Revision(), time.Now(), g.asked
+}
 
 // OfTenant is what a tenant needs of the region's token.
 func (g *Gate) OfTenant(s *state.State, tenant hierarchy.TenantID) Demand {
@@ -54,13 +77,20 @@ func (g *Gate) hold(tenant hierarchy.TenantID, fits func(Room, uint64) error, ne
 		return nil, fmt.Errorf("%w: the tenant", hierarchy.ErrNotFound)
 	}
 	n := Cost(t, g.region)
-	room := Room{g.token(), Of(s, g.region)}
-	room.add(g.asked)
-	if err := fits(room, n); err != nil {
-		return nil, err
+	enough := func() error {
+		room := Room{g.token(), g.counted}
+		room.add(g.since)
+		return fits(room, n)
+	}
+	if time.Since(g.at) > countEvery || enough() != nil {
+		g.count(s)
+		if err := enough(); err != nil {
+			return nil, err
+		}
 	}
 	asked := needs(n)
 	g.asked.add(asked)
+	g.since.add(asked)
 	return sync.OnceFunc(func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()

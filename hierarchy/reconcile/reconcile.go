@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/capacity"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
@@ -281,8 +282,15 @@ func (r *Reconciler) rotate(ctx context.Context) {
 	if !r.raft.IsLeader() {
 		return
 	}
-	for _, d := range due(r.raft.State()) {
-		if err := r.fits(d); err != nil {
+	s := r.raft.State()
+	rotations := due(s)
+	if len(rotations) == 0 {
+		return
+	}
+	room := capacity.Room{Token: r.Inventory().Token, Demand: capacity.Of(s, r.self.Region)}
+	for _, d := range rotations {
+		n := capacity.Cost(d.tenant, r.self.Region)
+		if err := room.Version(n); err != nil {
 			r.log.Warn("a rotation that is due has no room in the token", "tenant", d.tenant.Name, "key", d.key.Name, "error", err)
 			continue
 		}
@@ -294,5 +302,6 @@ func (r *Reconciler) rotate(ctx context.Context) {
 		if err != nil {
 			r.log.Warn("a rotation that is due was not started", "tenant", d.tenant.Name, "key", d.key.Name, "error", err)
 		}
+		room.Held += n // also if it failed: it may have been done
 	}
 }

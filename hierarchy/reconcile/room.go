@@ -39,8 +39,12 @@ func (r *Reconciler) look(ctx context.Context) {
 	if err != nil {
 		return // whoever needs the token says so
 	}
-	d := capacity.Of(r.raft.State(), r.self.Region)
-	r.progress.limit(r.limit(info, r.Inventory().Token.Foreign+d.Held-d.Pending))
+	used := uint64(0)
+	if info.FreeObjects != ^uint64(0) { // else it does not matter
+		d := capacity.Of(r.raft.State(), r.self.Region)
+		used = r.Inventory().Token.Foreign + d.Held - d.Pending
+	}
+	r.progress.limit(r.limit(info, used))
 }
 
 // room looks at the token itself before a key is made in it: what the hierarchy says may have been
@@ -61,12 +65,4 @@ func (r *Reconciler) room(ctx context.Context, object hierarchy.ObjectID) error 
 		return fmt.Errorf("%w: it has %d objects of %d: if it has more room than that, raise hsm.max_objects", hsm.ErrCapacity, used, limit)
 	}
 	return nil
-}
-
-// fits tells whether a rotation that is due has room. Others that are due may not have then: each is
-// asked for with those before it in the hierarchy.
-func (r *Reconciler) fits(d rotation) error {
-	s := r.raft.State()
-	room := capacity.Room{Token: r.Inventory().Token, Demand: capacity.Of(s, r.self.Region)}
-	return room.Version(capacity.Cost(d.tenant, r.self.Region))
 }

@@ -108,32 +108,31 @@ func TestForeignObjectsCount(t *testing.T) {
 	}
 }
 
-// A rotation that is due waits until there is room, which is noticed without a restart.
-func TestDueRotationWithoutRoom(t *testing.T) {
+// Rotations that are due together have the room that there is for all of them, which is looked at again
+// while the node runs.
+func TestDueRotationsWithoutRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, k := newReplicated(), newToken()
-		k.info = hsm.Info{MaxObjects: capacity.Spare + 1, FreeObjects: ^uint64(0)}
+		k.info = hsm.Info{MaxObjects: capacity.Spare + 2, FreeObjects: ^uint64(0)}
 		rec, stop := run(t.Context(), r, k, k, self)
 		defer stop()
 		r.create("acme", "orders", time.Hour)
+		r.create("acme", "mail", time.Hour)
 		if err := settled(t.Context(), r, rec, "acme"); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.apply(&commandpb.Command{Body: &commandpb.Command_Tick{Tick: &commandpb.Tick{}}}, r.State().Stamp().Add(2*time.Hour)); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute) // of synctest's clock
-		synctest.Wait()
-		if n := len(r.key("acme", "orders").Versions); n != 1 {
-			t.Fatalf("the key has %d versions, and the token has no room for more than 1", n)
-		}
-		k.mu.Lock()
-		k.info.MaxObjects++
-		k.mu.Unlock()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if n := len(r.key("acme", "orders").Versions); n != 2 {
-			t.Fatalf("with room again the key has %d versions, want 2", n)
+		for _, room := range []int{0, 1, 2} {
+			k.mu.Lock()
+			k.info.MaxObjects = uint64(capacity.Spare + 2 + room)
+			k.mu.Unlock()
+			time.Sleep(time.Minute) // of synctest's clock
+			synctest.Wait()
+			if n := len(r.key("acme", "orders").Versions) + len(r.key("acme", "mail").Versions); n != 2+room {
+				t.Fatalf("two keys have %d versions, and the token has room for %d", n, 2+room)
+			}
 		}
 	})
 }
