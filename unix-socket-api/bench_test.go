@@ -26,6 +26,11 @@ func (nothing) Do(_ context.Context, _ hierarchy.Principal, reqs []custody.Reque
 	}
 }
 
+func (n nothing) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) {
+	n.Do(ctx, who, reqs, resps)
+	turn.Lock()
+}
+
 // concurrently makes b.N calls by n goroutines, and reports the median, the 99th percentile, and
 // what both ends cost in CPU time, which is worth more than the rest on a busy machine.
 func concurrently(b *testing.B, n int, call func() error) {

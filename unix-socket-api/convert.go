@@ -102,6 +102,13 @@ func wipe(reqs []custody.Request, resps []custody.Response) {
 	}
 }
 
+// wipeOperations is for messages that may be refused before they are requests.
+func wipeOperations(ops []*kekdv1.Operation) {
+	for _, o := range ops {
+		clear(o.GetWrap().GetPlaintext())
+	}
+}
+
 // undecodable is what a message is that is no protobuf of its type.
 func undecodable(err error) error {
 	if err == nil {

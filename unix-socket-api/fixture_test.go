@@ -31,6 +31,15 @@ func TestMain(m *testing.M) {
 type fakeCustody struct {
 	before func(ctx context.Context, who hierarchy.Principal, reqs []custody.Request)
 	after  func(reqs []custody.Request, resps []custody.Response)
+	turn   func(reqs []custody.Request) // has the turn
+}
+
+func (f *fakeCustody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) {
+	f.Do(ctx, who, reqs, resps)
+	turn.Lock()
+	if f.turn != nil {
+		f.turn(reqs)
+	}
 }
 
 func (f *fakeCustody) Do(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response) {

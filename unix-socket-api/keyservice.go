@@ -3,6 +3,7 @@ package socketapi
 import (
 	"context"
 	"log/slog"
+	"sync"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/custody"
@@ -17,6 +18,8 @@ import (
 // caller's to wipe.
 type Custody interface {
 	Do(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response)
+	// DoInTurn locks turn before its last look, for responses that leave after others.
+	DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker)
 }
 
 // NewKeyServer makes the server of kekd.sock.
@@ -67,14 +70,13 @@ func single[Q, A any](k *keyService, method string, read func(*Q, *custody.Reque
 		if err := receive(ss, m); err != nil {
 			return err
 		}
+		reqs, resps := make([]custody.Request, 1), make([]custody.Response, 1)
+		read(m, &reqs[0])
+		defer wipe(reqs, resps)
 		if err := c.take(ss.Context(), 1); err != nil {
 			return err
 		}
 		defer c.give(1)
-
-		reqs, resps := make([]custody.Request, 1), make([]custody.Response, 1)
-		read(m, &reqs[0])
-		defer wipe(reqs, resps)
 		k.do(ss.Context(), c, reqs, resps)
 		if err := resps[0].Err; err != nil {
 			return k.outward(method, err)
@@ -94,6 +96,7 @@ func (k *keyService) batch(_ any, ss grpc.ServerStream) (err error) {
 	if err := receive(ss, m); err != nil {
 		return err
 	}
+	defer wipeOperations(m.Operations)
 	n := len(m.Operations)
 	if err := checkBatch(m.Operations); err != nil {
 		return apierr.From(err)
@@ -130,7 +133,7 @@ func receive(ss grpc.ServerStream, m any) error {
 	return undecodable(in.Err)
 }
 
-// do hands requests to custody, within the call's deadline.
+// do hands requests of a single call to custody, within the call's deadline.
 func (k *keyService) do(ctx context.Context, c *conn, reqs []custody.Request, resps []custody.Response) {
 	ctx, cancel := k.deadline(ctx)
 	defer cancel()

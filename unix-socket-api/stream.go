@@ -96,6 +96,7 @@ func (p *pipeline) read() (err error) {
 			continue
 		}
 		if !p.submit(m) {
+			wipeOperations(m.Operations)
 			p.conn.give(len(m.Operations))
 			return nil
 		}
@@ -207,10 +208,11 @@ func (p *pipeline) do(messages []*kekdv1.BatchRequest, ops int) {
 			i++
 		}
 	}
-	p.k.do(p.ctx, p.conn, reqs, resps)
-
-	p.send.Lock()
-	defer p.send.Unlock()
+	turn := turn{mu: &p.send}
+	defer turn.end()
+	ctx, cancel := p.k.deadline(p.ctx)
+	defer cancel()
+	p.k.custody.DoInTurn(ctx, p.conn.principal, reqs, resps, &turn)
 	i = 0
 	for _, m := range messages {
 		n := len(m.Operations)
@@ -223,8 +225,24 @@ func (p *pipeline) do(messages []*kekdv1.BatchRequest, ops int) {
 	}
 }
 
+// turn is the right to send, which custody takes before its last look, unless it panics first.
+type turn struct {
+	mu   *sync.Mutex
+	held bool
+}
+
+func (t *turn) Lock()   { t.mu.Lock(); t.held = true }
+func (t *turn) Unlock() { t.held = false; t.mu.Unlock() }
+
+func (t *turn) end() {
+	if t.held {
+		t.Unlock()
+	}
+}
+
 // refuse answers a whole message with an error; the stream goes on.
 func (p *pipeline) refuse(m *kekdv1.BatchRequest, err error) error {
+	defer wipeOperations(m.Operations)
 	p.send.Lock()
 	defer p.send.Unlock()
 	return p.sendLocked(&kekdv1.BatchResponse{Id: m.Id, Error: apierr.From(err).Proto()})

@@ -274,3 +274,40 @@ func TestShutdownIsBounded(t *testing.T) {
 		t.Errorf("the call ended with %v", err)
 	}
 }
+
+// TestAnswersHaveTheirTurn: a message is looked at for the last time when nothing is ahead of it
+// any more, so its answer waits for no other one after that.
+func TestAnswersHaveTheirTurn(t *testing.T) {
+	entered, release := make(chan string, 2), make(chan struct{})
+	arrived := make(chan string, 2)
+	s := startKeys(t, &fakeCustody{
+		before: func(_ context.Context, _ hierarchy.Principal, reqs []custody.Request) { arrived <- string(reqs[0].Envelope) },
+		turn: func(reqs []custody.Request) {
+			entered <- string(reqs[0].Envelope)
+			if string(reqs[0].Envelope) == "first" {
+				<-release
+			}
+		},
+	}, nil)
+	stream := openStream(t, s.path)
+	send(t, stream, 1, 1, "first")
+	<-arrived
+	<-entered
+	send(t, stream, 2, 1, "second")
+	<-arrived
+	select {
+	case <-entered:
+		t.Error("the second is past its last look while the first has not left")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	if got := receive(t, stream).Id; got != 1 {
+		t.Errorf("the first answer is of message %d", got)
+	}
+	if got := <-entered; got != "second" {
+		t.Errorf("%s has the next turn", got)
+	}
+	if got := receive(t, stream).Id; got != 2 {
+		t.Errorf("the second answer is of message %d", got)
+	}
+}
