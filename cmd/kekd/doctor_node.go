@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/pkcs11"
 	"github.com/kekd/kekd/hsm/softhsm"
@@ -45,7 +45,7 @@ const listingTimeout = 5 * time.Second
 func (d doctor) awaitListing(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, listingTimeout)
 	defer cancel()
-	_ = d.n.reconciler.Settled(ctx, 1, hierarchy.TenantID{}) // of nobody: any pass will do
+	_ = d.n.reconciler.Settled(ctx, 1, reconcile.VersionID{}) // of none: any pass will do
 }
 
 // hierarchy: a lease is proved by a command that Raft's store has made durable.
@@ -184,6 +184,9 @@ func (d doctor) keys() hsm.Check {
 	case len(inventory.Missing) > 0:
 		return hsm.Failed(name, fmt.Sprintf("what was sealed under %d key versions does not open: their keys are not in the token as they must be, the first is %s", len(inventory.Missing), inventory.Missing[0]),
 			"restore the token; kekctl status lists them all")
+	case len(inventory.Refused) > 0:
+		return hsm.Failed(name, fmt.Sprintf("%d key versions cannot be made, since the token's new keys are not what they must be: the first is %s", len(inventory.Refused), inventory.Refused[0]),
+			"see what the token's own checks say; kekctl status lists them all")
 	case len(inventory.Orphans) > 0:
 		return hsm.Lacking(name, fmt.Sprintf("the token has %d keys that the hierarchy does not know, the first is %s", len(inventory.Orphans), inventory.Orphans[0]),
 			"if no other cluster and no backup knows them, delete them with the vendor's tool")

@@ -50,7 +50,7 @@ type minting struct {
 }
 
 func (m minting) WaitServable(ctx context.Context, tenant hierarchy.TenantID, key hierarchy.KeyID, version uint32) error {
-	if err := m.reconciler.Settled(ctx, m.raft.State().Revision(), tenant); err != nil {
+	if err := m.reconciler.Settled(ctx, m.raft.State().Revision(), reconcile.VersionID{Tenant: tenant, Key: key, Version: version}); err != nil {
 		return err
 	}
 	k, ok := m.raft.State().Key(tenant, key)
@@ -118,6 +118,9 @@ func (s status) Status(ctx context.Context) *kekdv1.Status {
 	tellRoom(m.Hsm, n.room.Room())
 	for _, missing := range inventory.Missing {
 		m.Warnings = append(m.Warnings, "key version "+missing)
+	}
+	for _, refused := range inventory.Refused {
+		m.Warnings = append(m.Warnings, "key version "+refused)
 	}
 	for _, orphan := range inventory.Orphans {
 		m.Warnings = append(m.Warnings, "the token has a key object that the hierarchy does not know: "+orphan)

@@ -137,6 +137,16 @@ func (r *replicated) rotate(tenant, key string, after uint32) error {
 		TenantId: tenantID(tenant), KeyId: keyID(tenant + key), AfterVersion: after, Cause: commandpb.RotationCause_ROTATION_CAUSE_OPERATOR}}}, time.Time{})
 }
 
+// rotateAnyway enables the tenant first.
+func (r *replicated) rotateAnyway(tenant, key string) error {
+	return errors.Join(r.setTenant(tenant, enabled), r.rotate(tenant, key, r.key(tenant, key).Newest().Number))
+}
+
+func version(r *replicated, tenant, key string, n uint32) reconcile.VersionID {
+	k := r.key(tenant, key)
+	return reconcile.VersionID{Tenant: k.Tenant, Key: k.ID, Version: n}
+}
+
 func (r *replicated) key(tenant, key string) *state.Key {
 	k, ok := r.State().Key(hierarchy.TenantID{ID: id(tenant)}, hierarchy.KeyID{ID: id("key " + tenant + key)})
 	if !ok {
@@ -147,24 +157,32 @@ func (r *replicated) key(tenant, key string) *state.Key {
 
 // token is a token's object store, with faults. A real one stands in real_test.go.
 type token struct {
-	mu        sync.Mutex
-	objects   map[hierarchy.ObjectID]hsm.Object
-	halfMade  map[hierarchy.ObjectID]bool
-	generated int
-	destroyed []hierarchy.ObjectID
-	forgotten map[hierarchy.ObjectID]int
-	calls     []string
-	fault     func() fault
-	noLatch   bool
-	info      hsm.Info
-	full      bool // it makes no key
+	mu       sync.Mutex
+	objects  map[hierarchy.ObjectID]hsm.Object
+	halfMade map[hierarchy.ObjectID]bool
+	unfit    func(label string) bool // keys that it makes badly
+	slow     time.Duration           // a generation
+
+	stuck       hierarchy.ObjectID // whose attributes cannot be changed
+	stuckTries  int
+	keepsCopies bool
+	unlisted    bool
+	whileLatch  func() // happens while it latches
+	generated   int
+	destroyed   []hierarchy.ObjectID
+	forgotten   map[hierarchy.ObjectID]int
+	calls       []string
+	fault       func() fault
+	noLatch     bool
+	info        hsm.Info
+	full        bool // it makes no key
 }
 
 func newToken() *token {
 	return &token{
 		objects: map[hierarchy.ObjectID]hsm.Object{}, halfMade: map[hierarchy.ObjectID]bool{}, forgotten: map[hierarchy.ObjectID]int{},
 		fault: func() fault { return none },
-		info:  hsm.Info{MaxObjects: 1000, FreeBytes: ^uint64(0), FreeObjects: ^uint64(0)},
+		info:  hsm.Info{MaxObjects: 1000, FreeBytes: ^uint64(0), FreeObjects: ^uint64(0), CanLatch: true},
 	}
 }
 
@@ -184,6 +202,9 @@ func (k *token) do(call string, f func() error) error {
 
 func (k *token) List(context.Context) (list []hsm.Object, err error) {
 	err = k.do("list", func() error {
+		if k.unlisted {
+			return errFault
+		}
 		for o := range maps.Values(k.objects) {
 			list = append(list, o)
 		}
@@ -193,6 +214,10 @@ func (k *token) List(context.Context) (list []hsm.Object, err error) {
 }
 
 func (k *token) Generate(_ context.Context, id hierarchy.ObjectID, label string) (made hsm.Object, err error) {
+	k.mu.Lock()
+	slow := k.slow
+	k.mu.Unlock()
+	time.Sleep(slow)
 	err = k.do("generate", func() error {
 		if k.halfMade[id] {
 			return hsm.ErrKeyRefused
@@ -203,6 +228,11 @@ func (k *token) Generate(_ context.Context, id hierarchy.ObjectID, label string)
 				return hsm.ErrCapacity
 			}
 			k.generated++
+			if k.unfit != nil && k.unfit(label) {
+				k.halfMade[id] = true
+				k.objects[id] = hsm.Object{ID: id, RawID: id[:], Label: label, Fault: hsm.ErrKeyRefused}
+				return hsm.ErrKeyRefused
+			}
 			made = hsm.Object{ID: id, RawID: id[:], Label: label, Check: hierarchy.CheckValue(id[:3]), Usable: true}
 			k.objects[id] = made
 		}
@@ -212,9 +242,16 @@ func (k *token) Generate(_ context.Context, id hierarchy.ObjectID, label string)
 }
 
 func (k *token) SetUsable(_ context.Context, id hierarchy.ObjectID, usable bool) error {
+	if !usable && k.whileLatch != nil {
+		k.whileLatch()
+	}
 	return k.do(fmt.Sprintf("usable=%v", usable), func() error {
 		if k.noLatch {
 			return hsm.ErrUnsupported
+		}
+		if id == k.stuck {
+			k.stuckTries++
+			return errFault
 		}
 		o, ok := k.objects[id]
 		if !ok {
@@ -243,6 +280,9 @@ func (k *token) Info(context.Context) (hsm.Info, error) {
 
 func (k *token) Forget(_ context.Context, ids []hierarchy.ObjectID) error {
 	return k.do("forget", func() error {
+		if k.keepsCopies {
+			return errFault
+		}
 		for _, id := range ids {
 			k.forgotten[id]++
 		}
@@ -285,8 +325,21 @@ func run(ctx context.Context, r *replicated, m hsm.Manager, t reconcile.Token, n
 	return rec, func() { cancel(); <-done }
 }
 
+// settled waits for all versions of a tenant.
 func settled(ctx context.Context, r *replicated, rec *reconcile.Reconciler, tenant string) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	return settledIn(ctx, 20*time.Second, r, rec, tenant)
+}
+
+func settledIn(ctx context.Context, d time.Duration, r *replicated, rec *reconcile.Reconciler, tenant string) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	return rec.Settled(ctx, r.State().Revision(), hierarchy.TenantID{ID: id(tenant)})
+	s := r.State()
+	for k := range s.Keys(hierarchy.TenantID{ID: id(tenant)}) {
+		for _, v := range k.Versions {
+			if err := rec.Settled(ctx, s.Revision(), reconcile.VersionID{Tenant: k.Tenant, Key: k.ID, Version: v.Number}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -1,137 +1,190 @@
 package reconcile
 
 import (
+	"errors"
 	"fmt"
+	"iter"
+	"strings"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
 )
 
+// VersionID names a key version by what never changes.
+type VersionID struct {
+	Tenant  hierarchy.TenantID
+	Key     hierarchy.KeyID
+	Version uint32
+}
+
+// need is what a version's object is to be.
+type need uint8
+
+const (
+	nothing need = iota // there is to be none, or it does not matter
+	made
+	open   // usable
+	closed // latched, and forgotten by the serving side
+)
+
+// needs is what the state of a version asks of its object in a region: before the region has
+// recorded it, and after. What a tenant that is not enabled has is closed instead of open.
+var needs = map[hierarchy.VersionState]struct{ before, after need }{
+	hierarchy.PreActive:   {made, closed}, // after: other regions have not recorded theirs
+	hierarchy.Active:      {nothing, open},
+	hierarchy.Deactivated: {nothing, open},
+	hierarchy.Suspended:   {nothing, closed},
+	hierarchy.Compromised: {nothing, open}, // for rewrap; before: nobody has used it, nor ever will
+	hierarchy.Destroyed:   {nothing, nothing},
+}
+
+// placed is a version that is to have an object in a region.
+type placed struct {
+	tenant  *state.Tenant
+	key     *state.Key
+	version *state.Version
+	region  *state.RegionKey
+}
+
+func (p placed) id() VersionID { return VersionID{p.tenant.ID, p.key.ID, p.version.Number} }
+
+func (p placed) name() string {
+	return hierarchy.VersionName{KeyName: hierarchy.KeyName{Tenant: p.tenant.Name, Key: p.key.Name}, Version: p.version.Number}.String()
+}
+
+// label is for people: kekd/acme/orders/v3/kek.
+func (p placed) label() string {
+	return fmt.Sprintf("kekd/%s/%s/v%d/kek", p.tenant.Name, p.key.Name, p.version.Number)
+}
+
+func (p placed) need() need {
+	n := needs[p.version.State]
+	switch {
+	case !p.region.Minted:
+		return n.before
+	case n.after == open && p.tenant.State != hierarchy.TenantEnabled:
+		return closed
+	}
+	return n.after
+}
+
+// object is that of one attempt at minting.
+func (p placed) object(cluster hierarchy.ClusterID, attempt uint32) hierarchy.ObjectID {
+	return hierarchy.KEKObjectID(cluster, p.tenant.ID, p.key.ID, p.version.Number, p.region.Region, attempt)
+}
+
+func versions(s *state.State, region hierarchy.RegionID) iter.Seq[placed] {
+	return func(yield func(placed) bool) {
+		for t := range s.Tenants() {
+			for k := range s.Keys(t.ID) {
+				for _, v := range k.Versions {
+					if r, ok := v.Region(region); ok && !yield(placed{t, k, v, r}) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
 // action is what one step does to the token. The order is that in which steps are taken: what
 // closes comes first, and nothing waits behind a key generation.
 type action uint8
 
 const (
-	latch action = iota + 1
+	latch action = iota
 	unlatch
 	sweep // destroy what a minting that was given up has left
 	mint
+	actions
+
+	forget // of the serving side, for all versions
+	look   // at the token again
 )
 
 // step is one change that a token needs.
 type step struct {
-	action  action
-	tenant  *state.Tenant
-	key     *state.Key
-	version *state.Version
-	object  hierarchy.ObjectID
+	action action
+	placed
+	object hierarchy.ObjectID
 }
 
-func (s step) name() hierarchy.VersionName {
-	return hierarchy.VersionName{KeyName: hierarchy.KeyName{Tenant: s.tenant.Name, Key: s.key.Name}, Version: s.version.Number}
+func (s step) task() task { return task{s.id(), s.action} }
+
+// lost is an object that the hierarchy has and the token has not, or not as it must be.
+type lost struct {
+	placed
+	why error
 }
 
-// label is for people: kekd/acme/orders/v3/kek.
-func (s step) label() string {
-	return fmt.Sprintf("kekd/%s/%s/v%d/kek", s.tenant.Name, s.key.Name, s.version.Number)
-}
+var (
+	errMissing = errors.New("not in the token")
+	errSwapped = errors.New("another key stands in its place")
+)
 
-// usable tells whether the hierarchy lets anybody use a version's objects for anything.
-func usable(t *state.Tenant, v *state.Version) bool {
-	if t.State != hierarchy.TenantEnabled {
-		return false
-	}
-	switch v.State {
-	case hierarchy.Active, hierarchy.Deactivated, hierarchy.Compromised:
-		return true
-	}
-	return false
-}
-
-// plan compares what the hierarchy wants of one region's token with what is in it. It is pure.
-func plan(s *state.State, region hierarchy.RegionID, have map[hierarchy.ObjectID]hsm.Object) []step {
-	var steps [mint + 1][]step
-	add := func(st step) { steps[st.action] = append(steps[st.action], st) }
-	for t := range s.Tenants() {
-		for k := range s.Keys(t.ID) {
-			for _, v := range k.Versions {
-				rk, ok := v.Region(region)
-				if !ok || v.State == hierarchy.Destroyed {
-					continue
-				}
-				st := step{tenant: t, key: k, version: v}
-				for dead := uint32(1); dead < v.Attempt; dead++ {
-					st.action, st.object = sweep, hierarchy.KEKObjectID(s.ClusterID(), t.ID, k.ID, v.Number, region, dead)
-					if _, left := have[st.object]; left {
-						add(st)
-					}
-				}
-				if !rk.Minted && v.State != hierarchy.PreActive {
-					continue // compromised before it was minted: nobody may ever use it
-				}
-				if !rk.Minted {
-					st.action, st.object = mint, hierarchy.KEKObjectID(s.ClusterID(), t.ID, k.ID, v.Number, region, v.Attempt)
-					add(st)
-					continue
-				}
-				st.object = rk.Object
-				obj, there := have[rk.Object]
-				if want := usable(t, v); there && obj.Usable != want {
-					st.action = latch
-					if want {
-						st.action = unlatch
-					}
-					add(st)
-				}
+// plan compares what the hierarchy wants of one region's token with what is in it, one that latches or
+// one that cannot. It is pure.
+func plan(s *state.State, region hierarchy.RegionID, have map[hierarchy.ObjectID]hsm.Object, latches bool) (steps []step, gone []lost) {
+	var by [actions][]step
+	for p := range versions(s, region) {
+		add := func(a action, object hierarchy.ObjectID) { by[a] = append(by[a], step{a, p, object}) }
+		n := p.need()
+		for dead := uint32(1); dead < p.version.Attempt; dead++ {
+			object := p.object(s.ClusterID(), dead)
+			if _, left := have[object]; left {
+				add(sweep, object)
 			}
 		}
-	}
-	var all []step
-	for _, some := range steps {
-		all = append(all, some...)
-	}
-	return all
-}
-
-// due lists the rotations that time or use asks for.
-func due(s *state.State) []rotation {
-	var all []rotation
-	for t := range s.Tenants() {
-		if t.State != hierarchy.TenantEnabled {
+		switch n {
+		case nothing:
+			continue
+		case made:
+			add(mint, p.object(s.ClusterID(), p.version.Attempt))
 			continue
 		}
-		for k := range s.Keys(t.ID) {
-			active, ok := k.Active()
-			if !ok || k.Newest().State == hierarchy.PreActive {
-				continue
-			}
-			r := rotation{tenant: t, key: k, after: k.Newest().Number}
-			switch {
-			case mostWraps(active) >= state.RotateAtWraps:
-				r.cause = state.CauseUse
-			case k.RotateEvery > 0 && s.Stamp().Sub(active.ActivatedAt) >= k.RotateEvery:
-				r.cause = state.CausePeriod
-			default:
-				continue
-			}
-			all = append(all, r)
+		obj, there := have[p.region.Object]
+		why := obj.Fault
+		switch {
+		case !there:
+			why = errMissing
+		case why == nil && obj.Check != p.region.Check:
+			why = errSwapped
+		}
+		if why != nil {
+			gone = append(gone, lost{p, why})
+		}
+		switch {
+		case !latches:
+		case n == closed && there && obj.Usable: // also what is not as it must be
+			add(latch, p.region.Object)
+		case n == open && why == nil && !obj.Usable:
+			add(unlatch, p.region.Object)
 		}
 	}
-	return all
-}
-
-type rotation struct {
-	tenant *state.Tenant
-	key    *state.Key
-	after  uint32
-	cause  state.RotationCause
-}
-
-func mostWraps(v *state.Version) uint64 {
-	var most uint64
-	for _, r := range v.Regions {
-		most = max(most, r.WrapsReserved)
+	for _, some := range by {
+		steps = append(steps, some...)
 	}
-	return most
+	return steps, gone
+}
+
+// orphans are what is in a token, and no object of a version that the hierarchy knows: the labels of
+// those that a daemon has made, and how many there are with those of others.
+func orphans(s *state.State, region hierarchy.RegionID, objects []hsm.Object) (ours []string, all uint64) {
+	known := map[hierarchy.ObjectID]bool{}
+	for p := range versions(s, region) {
+		for a := uint32(1); a <= p.version.Attempt; a++ {
+			known[p.object(s.ClusterID(), a)] = true
+		}
+	}
+	for _, o := range objects {
+		if known[o.ID] {
+			continue
+		}
+		all++
+		if strings.HasPrefix(o.Label, "kekd/") && strings.Count(o.Label, "/") == 4 { // see label
+			ours = append(ours, o.Label)
+		}
+	}
+	return ours, all
 }

@@ -13,9 +13,9 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -25,12 +25,7 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-const (
-	retryFirst    = 50 * time.Millisecond
-	retryLast     = 2 * time.Second
-	rotationEvery = 5 * time.Second  // how often due rotations are looked for
-	stepTimeout   = 10 * time.Second // bounds one step: a token that hangs is given up for now
-)
+const stepTimeout = 10 * time.Second // bounds one step: a token that hangs is given up for now
 
 // Hierarchy is the replicated state, and the way to change it.
 type Hierarchy interface {
@@ -64,38 +59,31 @@ type Reconciler struct {
 	log     *slog.Logger
 
 	// Of the goroutine in Run alone.
-	have      map[hierarchy.ObjectID]hsm.Object
-	unnamed   uint64                          // key objects whose CKA_ID is none of ours
-	forgotten map[hierarchy.ObjectID]struct{} // unusable, and dropped from the serving side
-	noLatch   bool                            // the token cannot latch
+	have      map[hierarchy.ObjectID]hsm.Object // nil: the token has not been listed yet
+	unnamed   uint64                            // key objects whose CKA_ID is none of ours
+	forgotten map[hierarchy.ObjectID]bool       // closed, and dropped from the serving side
+	noLatch   bool                              // the token cannot latch
+	troubles  troubles
 
 	progress progress
 }
 
 // New makes a reconciler.
 func New(self Self, raft Hierarchy, m hsm.Manager, t Token, log *slog.Logger) *Reconciler {
-	return &Reconciler{
-		self: self, raft: raft, manager: m, token: t, log: log,
-		forgotten: map[hierarchy.ObjectID]struct{}{},
-		progress:  newProgress(),
-	}
+	return &Reconciler{self: self, raft: raft, manager: m, token: t, log: log, troubles: troubles{}, progress: newProgress()}
 }
 
 // Run works until ctx ends. Failures are retried, reported by Settled, and logged.
 func (r *Reconciler) Run(ctx context.Context) {
-	retry := retryFirst
 	rotations := time.NewTicker(rotationEvery)
 	defer rotations.Stop()
 	for ctx.Err() == nil {
 		changed := r.raft.Changed()
-		failed := r.pass(ctx)
+		r.pass(ctx)
 
 		var again <-chan time.Time
-		if failed {
-			again = time.After(retry)
-			retry = min(2*retry, retryLast)
-		} else {
-			retry = retryFirst
+		if at, ok := r.troubles.next(); ok {
+			again = time.After(max(time.Until(at), usual.first)) // what nobody takes up keeps no core busy
 		}
 		select {
 		case <-ctx.Done():
@@ -108,53 +96,134 @@ func (r *Reconciler) Run(ctx context.Context) {
 	}
 }
 
-// pass takes the steps that one state asks for, until the state has changed, and tells whether
-// any failed.
-func (r *Reconciler) pass(ctx context.Context) (failed bool) {
+// pass takes the steps that one state asks for, until the state has changed.
+func (r *Reconciler) pass(ctx context.Context) {
 	s := r.raft.State()
-	if r.have == nil {
-		if err := r.list(ctx, s); err != nil {
-			r.log.Error("the token's objects cannot be listed", "error", err)
-			r.progress.stuck(err)
-			return true
-		}
+	lacks := r.forget(ctx, s)
+	steps, gone, err := r.compare(ctx, s)
+	if err != nil {
+		r.progress.stuck(err)
+		return
 	}
-	r.forget(ctx, s)
-	steps := plan(s, r.self.Region, r.have)
-	open := map[hierarchy.TenantID]error{}
+	var missing []string
+	for _, l := range gone {
+		sure := r.troubles.of(task{l.id(), look}) == errMissing
+		lacks[l.id()] = lack{l.why, sure}
+		missing = append(missing, fmt.Sprintf("%s: %v", l.name(), l.why))
+	}
+	minter, ours := r.minter(s)
+	pending := map[VersionID]lack{}
+	var refused []string
 	for _, st := range steps {
-		if _, there := open[st.tenant.ID]; !there {
-			open[st.tenant.ID] = nil
+		l := lack{err: r.troubles.of(st.task())}
+		l.final = isFinal(l.err)
+		switch {
+		case st.action == sweep:
+			continue // nobody waits for it
+		case !ours:
+			l.err = fmt.Errorf("node %s of this region has not done it yet", minter)
+		case l.final:
+			refused = append(refused, fmt.Sprintf("%s: %v", st.name(), l.err))
 		}
-		if r.raft.State().Revision() != s.Revision() && st.action == mint {
+		pending[st.id()] = l
+	}
+	r.progress.begin(s.Index(), lacks, pending, Inventory{Objects: uint64(len(r.have)), Missing: missing, Refused: refused})
+	if !ours {
+		return
+	}
+	for _, st := range steps {
+		opens := st.action == unlatch || st.action == mint
+		if opens && r.raft.State().Revision() != s.Revision() {
 			continue // something may have been closed meanwhile: that comes first
 		}
-		if err := r.take(ctx, s, st); err != nil {
-			failed = true
-			open[st.tenant.ID] = err
-			r.log.Warn("the token does not yet have what the hierarchy says", "key_version", st.name().String(), "error", err)
-			if ctx.Err() != nil {
-				break
-			}
-		} else if st.action != mint && open[st.tenant.ID] == nil {
-			// A minting is over when the hierarchy says so; the rest is over now.
-			delete(open, st.tenant.ID)
+		if ctx.Err() != nil {
+			return
+		}
+		if !r.troubles.waits(st.task()) {
+			r.take(ctx, st)
 		}
 	}
-	r.progress.done(s.Index(), open, len(r.have))
-	return failed
 }
 
-// list reads the token once, and reports what the hierarchy has and the token has not.
+// minter is the node that changes objects in this region, and whether it is this one.
+func (r *Reconciler) minter(s *state.State) (name string, ours bool) {
+	region, ok := s.Region(r.self.Region)
+	if !ok {
+		return "none", false
+	}
+	if n, ok := s.Node(region.MintingNode); ok {
+		return n.Name, region.MintingNode == r.self.Node
+	}
+	return region.MintingNode.String(), region.MintingNode == r.self.Node
+}
+
+// compare plans with what is in the token. That is listed when this node does not know it, and again
+// when the hierarchy says that there is more, or that another node is to have changed something.
+func (r *Reconciler) compare(ctx context.Context, s *state.State) ([]step, []lost, error) {
+	fresh := r.have == nil
+	if fresh {
+		if err := r.list(ctx, s); err != nil {
+			return nil, nil, err
+		}
+	}
+	steps, gone := plan(s, r.self.Region, r.have, !r.noLatch)
+	watched, found := r.watched(s, steps, gone), errMissing
+	if !fresh && slices.ContainsFunc(watched, func(t task) bool { return !r.troubles.waits(t) }) {
+		fresh = true
+		if err := r.list(ctx, s); err != nil {
+			found = err // and what was known goes on: there may be something to close
+		} else {
+			steps, gone = plan(s, r.self.Region, r.have, !r.noLatch)
+			watched = r.watched(s, steps, gone)
+		}
+	}
+	live := map[task]bool{{action: forget}: true}
+	if _, ours := r.minter(s); ours {
+		for _, st := range steps {
+			live[st.task()] = true
+		}
+	}
+	for _, t := range watched {
+		live[t] = true
+		if fresh {
+			r.troubles.failed(t, found, looking)
+		}
+	}
+	r.troubles.keep(live)
+	return steps, gone, nil
+}
+
+// watched is what only another look at the token can tell: whether an object has come back, and what
+// another node has done.
+func (r *Reconciler) watched(s *state.State, steps []step, gone []lost) (tasks []task) {
+	for _, l := range gone {
+		tasks = append(tasks, task{l.id(), look})
+	}
+	if _, ours := r.minter(s); ours {
+		return tasks
+	}
+	for _, st := range steps {
+		if st.action == latch || st.action == unlatch {
+			tasks = append(tasks, task{st.id(), look})
+		}
+	}
+	return tasks
+}
+
+// list reads what is in the token.
 func (r *Reconciler) list(ctx context.Context, s *state.State) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
 	objects, err := r.manager.List(ctx)
+	var info hsm.Info
+	if err == nil {
+		info, err = r.manager.Info(ctx)
+	}
 	if err != nil {
+		r.failed(task{action: look}, err, usual, "the token's objects cannot be listed")
 		return err
 	}
-	info, err := r.manager.Info(ctx)
-	if err != nil {
-		return err
-	}
+	r.troubles.over(task{action: look})
 	have := make(map[hierarchy.ObjectID]hsm.Object, len(objects))
 	for _, o := range objects {
 		if len(o.RawID) == len(o.ID) {
@@ -162,146 +231,54 @@ func (r *Reconciler) list(ctx context.Context, s *state.State) error {
 		}
 	}
 	r.have, r.unnamed = have, uint64(len(objects)-len(have))
-	inv := inventory(s, r.self.Region, objects)
-	inv.Token.Foreign += info.Others
-	inv.Token.Max = r.limit(info, r.used(info))
-	r.progress.inventory(inv)
+	if _, ours := r.minter(s); !ours {
+		r.noLatch = !info.CanLatch // who latches finds out for himself
+	}
+	ours, others := orphans(s, r.self.Region, objects)
+	r.progress.listed(ours, capacity.Token{Max: r.limit(info, r.used(info)), Foreign: others + info.Others})
 	return nil
 }
 
-// forget drops copies of what may not be used any more, on every node and before any latch.
-func (r *Reconciler) forget(ctx context.Context, s *state.State) {
+// forget has the serving side drop its copies of what may not be used, on every node and before any
+// latch, which cannot reach them. It tells for which versions that could not be done.
+func (r *Reconciler) forget(ctx context.Context, s *state.State) map[VersionID]lack {
+	shut := map[hierarchy.ObjectID]VersionID{}
 	var drop []hierarchy.ObjectID
-	for t := range s.Tenants() {
-		for k := range s.Keys(t.ID) {
-			for _, v := range k.Versions {
-				rk, ok := v.Region(r.self.Region)
-				if !ok || !rk.Minted {
-					continue
-				}
-				_, gone := r.forgotten[rk.Object]
-				switch ok := usable(t, v); {
-				case ok && gone:
-					delete(r.forgotten, rk.Object)
-				case !ok && !gone:
-					drop = append(drop, rk.Object)
-				}
-			}
+	for p := range versions(s, r.self.Region) {
+		if !p.region.Minted || p.need() == open {
+			continue
+		}
+		shut[p.region.Object] = p.id()
+		if !r.forgotten[p.region.Object] {
+			drop = append(drop, p.region.Object)
 		}
 	}
+	forgotten, lacks := make(map[hierarchy.ObjectID]bool, len(shut)), map[VersionID]lack{}
+	for o := range shut {
+		forgotten[o] = true
+	}
+	r.forgotten = forgotten
 	if len(drop) == 0 {
-		return
+		r.troubles.over(task{action: forget})
+		return lacks
 	}
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if err := r.token.Forget(ctx, drop); err != nil {
-		r.log.Warn("copies of disabled keys could not be dropped", "error", err)
-		return
+		r.failed(task{action: forget}, err, usual, "copies of disabled keys could not be dropped")
+		for _, o := range drop {
+			delete(forgotten, o)
+			lacks[shut[o]] = lack{err: fmt.Errorf("its copies could not be dropped: %w", err)}
+		}
+		return lacks
 	}
-	for _, id := range drop {
-		r.forgotten[id] = struct{}{}
-	}
+	r.troubles.over(task{action: forget})
+	return lacks
 }
 
-// take does one step.
-func (r *Reconciler) take(ctx context.Context, s *state.State, st step) error {
-	region, ok := s.Region(r.self.Region)
-	if !ok || region.MintingNode != r.self.Node {
-		return nil // another node's work; the plan stays open until it is done
-	}
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	switch st.action {
-	case latch, unlatch:
-		return r.latch(ctx, st)
-	case sweep:
-		if err := r.manager.Destroy(ctx, st.object); err != nil {
-			return fmt.Errorf("sweep what an earlier minting has left: %w", err)
-		}
-		delete(r.have, st.object)
-		r.progress.full(false)
-		return nil
-	default:
-		return r.mint(ctx, st)
-	}
-}
-
-func (r *Reconciler) latch(ctx context.Context, st step) error {
-	want := st.action == unlatch
-	if !r.noLatch {
-		err := r.manager.SetUsable(ctx, st.object, want)
-		switch {
-		case errors.Is(err, hsm.ErrUnsupported):
-			r.noLatch = true
-			r.log.Warn("the token cannot latch keys: a disabled tenant is refused by the daemon alone")
-		case err != nil:
-			return fmt.Errorf("latch: %w", err)
-		}
-	}
-	obj := r.have[st.object]
-	obj.Usable = want
-	r.have[st.object] = obj
-	return nil
-}
-
-// mint makes the region's KEK of a version, or finds the one that an earlier try made, and
-// records it.
-func (r *Reconciler) mint(ctx context.Context, st step) error {
-	if err := r.room(ctx, st.object); err != nil {
-		return fmt.Errorf("mint: %w", err)
-	}
-	obj, err := r.manager.Generate(ctx, st.object, st.label())
-	if full := errors.Is(err, hsm.ErrCapacity); full || err == nil {
-		r.progress.full(full)
-	}
-	if errors.Is(err, hsm.ErrKeyRefused) || errors.Is(err, hsm.ErrAmbiguous) {
-		// A crash left something unfit under the ID. It is not destroyed before the hierarchy
-		// has given the attempt up: only that proves that nobody has recorded it.
-		r.log.Warn("a minting is started anew", "key_version", st.name().String(), "error", err)
-		return r.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_RestartMinting{RestartMinting: &commandpb.RestartMinting{
-			TenantId: st.tenant.ID.ID[:], KeyId: st.key.ID.ID[:], Version: st.version.Number, Attempt: st.version.Attempt + 1,
-		}}})
-	}
-	if err != nil {
-		return fmt.Errorf("mint: %w", err)
-	}
-	r.have[st.object] = obj
-	err = r.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_RecordMinted{RecordMinted: &commandpb.RecordMinted{
-		TenantId: st.tenant.ID.ID[:], KeyId: st.key.ID.ID[:], Version: st.version.Number, Attempt: st.version.Attempt,
-		RegionId: r.self.Region.ID[:], ObjectId: obj.ID[:], CheckValue: obj.Check[:],
-	}}})
-	if err != nil {
-		return fmt.Errorf("record what was minted: %w", err)
-	}
-	return nil
-}
-
-// rotate proposes what is due. Followers leave it to the leader; two that propose the same do
-// it once, since a rotation names the version that it follows.
-func (r *Reconciler) rotate(ctx context.Context) {
-	if !r.raft.IsLeader() {
-		return
-	}
-	s := r.raft.State()
-	rotations := due(s)
-	if len(rotations) == 0 {
-		return
-	}
-	room := capacity.Room{Token: r.Inventory().Token, Demand: capacity.Of(s, r.self.Region)}
-	for _, d := range rotations {
-		n := capacity.Cost(d.tenant, r.self.Region)
-		if err := room.Version(n); err != nil {
-			r.log.Warn("a rotation that is due has no room in the token", "tenant", d.tenant.Name, "key", d.key.Name, "error", err)
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-		err := r.raft.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_RotateKey{RotateKey: &commandpb.RotateKey{
-			TenantId: d.tenant.ID.ID[:], KeyId: d.key.ID.ID[:], AfterVersion: d.after, Cause: commandpb.RotationCause(d.cause),
-		}}})
-		cancel()
-		if err != nil {
-			r.log.Warn("a rotation that is due was not started", "tenant", d.tenant.Name, "key", d.key.Name, "error", err)
-		}
-		room.Held += n // also if it failed: it may have been done
+// failed notes what is to be tried again, and logs it unless that was said before.
+func (r *Reconciler) failed(t task, err error, p pace, what string, args ...any) {
+	if r.troubles.failed(t, err, p) {
+		r.log.Warn(what, append(args, "error", err)...)
 	}
 }

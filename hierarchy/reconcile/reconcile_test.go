@@ -20,6 +20,10 @@ import (
 const (
 	disabled = commandpb.TenantState_TENANT_STATE_DISABLED
 	enabled  = commandpb.TenantState_TENANT_STATE_ENABLED
+
+	suspend    = commandpb.VersionAction_VERSION_ACTION_SUSPEND
+	resume     = commandpb.VersionAction_VERSION_ACTION_RESUME
+	compromise = commandpb.VersionAction_VERSION_ACTION_COMPROMISE
 )
 
 func TestMintsWhatWasCreated(t *testing.T) {
@@ -86,7 +90,7 @@ func TestLatchesASuspendedVersionAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = settled(t.Context(), r, rec, "acme")
-		if err := r.setVersion("acme", "orders", 1, commandpb.VersionAction_VERSION_ACTION_SUSPEND); err != nil {
+		if err := r.setVersion("acme", "orders", 1, suspend); err != nil {
 			t.Fatal(err)
 		}
 		if err := settled(t.Context(), r, rec, "acme"); err != nil {
@@ -97,7 +101,7 @@ func TestLatchesASuspendedVersionAlone(t *testing.T) {
 			t.Fatal("the wrong version is latched")
 		}
 		// What is compromised opens for rewrap.
-		if err := r.setVersion("acme", "orders", 1, commandpb.VersionAction_VERSION_ACTION_COMPROMISE); err != nil {
+		if err := r.setVersion("acme", "orders", 1, compromise); err != nil {
 			t.Fatal(err)
 		}
 		if err := settled(t.Context(), r, rec, "acme"); err != nil || !k.usable(versions[0].Regions[0].Object) {
@@ -157,9 +161,7 @@ func TestOnlyTheMintingNodeChangesObjects(t *testing.T) {
 		rec, stop := run(t.Context(), r, k, k, other)
 		defer stop()
 		r.create("acme", "orders", 0)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if err := rec.Settled(ctx, r.State().Revision(), hierarchy.TenantID{ID: id("acme")}); !errors.Is(err, context.DeadlineExceeded) {
+		if err := settled(t.Context(), r, rec, "acme"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("another node's work counts as done: %v", err)
 		}
 		if k.generated != 0 {
@@ -314,9 +316,9 @@ func endsWell(ctx context.Context, faults []fault, script []move) error {
 		case 2:
 			_ = r.rotate(m.tenant, "orders", key.Newest().Number)
 		case 3:
-			_ = r.setVersion(m.tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_SUSPEND)
+			_ = r.setVersion(m.tenant, "orders", n, suspend)
 		case 4:
-			_ = r.setVersion(m.tenant, "orders", n, commandpb.VersionAction_VERSION_ACTION_RESUME)
+			_ = r.setVersion(m.tenant, "orders", n, resume)
 		case 5: // the process is killed and started again
 			stop()
 			_, stop = run(ctx, r, k, k, self)

@@ -1,7 +1,6 @@
 package reconcile_test
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -13,15 +12,14 @@ import (
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/capacity"
 	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hsm"
 )
 
 // lacks waits until a pass has said why a tenant's keys are not all in the token.
-func lacks(t *testing.T, r *replicated, settle func(context.Context, uint64, hierarchy.TenantID) error, tenant string) error {
+func lacks(t *testing.T, r *replicated, rec *reconcile.Reconciler, tenant string) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	return settle(ctx, r.State().Revision(), hierarchy.TenantID{ID: id(tenant)})
+	return settledIn(t.Context(), 300*time.Millisecond, r, rec, tenant)
 }
 
 // A token that has as many objects as it may is given no more, whatever the hierarchy says, and is
@@ -44,7 +42,7 @@ func TestNothingIsMintedOverTheLimit(t *testing.T) {
 			k.info = full
 			k.mu.Unlock()
 			r.create("acme", "mail", 0)
-			if err := lacks(t, r, rec.Settled, "acme"); !errors.Is(err, hsm.ErrCapacity) || !strings.Contains(err.Error(), "hsm.max_objects") {
+			if err := lacks(t, r, rec, "acme"); !errors.Is(err, hsm.ErrCapacity) || !strings.Contains(err.Error(), "hsm.max_objects") {
 				t.Fatalf("what is lacking: %v", err)
 			}
 			if k.generated != 1 {
@@ -70,7 +68,7 @@ func TestTokenThatRefuses(t *testing.T) {
 	rec, stop := run(t.Context(), r, k, k, self)
 	defer stop()
 	r.create("acme", "orders", 0)
-	if err := lacks(t, r, rec.Settled, "acme"); !errors.Is(err, hsm.ErrCapacity) {
+	if err := lacks(t, r, rec, "acme"); !errors.Is(err, hsm.ErrCapacity) {
 		t.Fatalf("what is lacking: %v", err)
 	}
 	if !rec.Inventory().Token.Full {
