@@ -23,6 +23,7 @@ type item struct {
 	known  bool // parsed: it is about some key, and goes into the audit
 	grant  grant
 	detail string // for the audit
+	record uint64 // the sequence of its record; 0: none yet
 	asked  int    // position in the batch for the token plus one; 0: not asked
 	err    error
 }

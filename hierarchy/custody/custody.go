@@ -9,6 +9,9 @@
 // disable: what changes until just before the reply is obeyed, by reading the clock and never
 // by a timer. What the third look refuses gets a second record that says so.
 //
+// The record of an unwrap is complete before the token is asked, and is written while the token
+// works: it says that the unwrap is authorised, and what comes of it otherwise gets a second one.
+//
 // Parsing, policy, counting, tokens and the journal are other packages'; custody joins them and
 // keeps no state of its own. A failure anywhere ends with no plaintext handed out.
 package custody
@@ -90,7 +93,8 @@ func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []
 			it.asked = len(ops)
 		}
 	}
-	if len(ops) > 0 {
+	at := c.recordAhead(ctx, who, items)
+	if len(ops) > 0 && at.err == nil {
 		c.token.Do(ctx, ops)
 	}
 
@@ -98,7 +102,7 @@ func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []
 	for i := range items {
 		it := &items[i]
 		resps[i] = Response{}
-		if it.asked == 0 {
+		if it.asked == 0 || at.err != nil {
 			continue
 		}
 		op := &ops[it.asked-1]
@@ -115,7 +119,7 @@ func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []
 		}
 	}
 
-	c.record(ctx, who, items)
+	c.record(ctx, who, items, at)
 	if turn != nil {
 		turn.Lock()
 	}
@@ -222,86 +226,6 @@ func recheck(before, after View, who hierarchy.Principal, it *item) error {
 		}
 	}
 	return nil
-}
-
-// lateRecord is how long the record of a call may take whose caller waits no more.
-const lateRecord = 2 * time.Second
-
-// record makes the batch durable in the journal. Where it cannot, nothing leaves.
-func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []item) {
-	records := make([]audit.Record, 0, len(items))
-	c.countRefusals(who, items)
-	for i := range items {
-		// What could not be read is about no tenant and no key: there is nothing to record.
-		if items[i].known {
-			records = append(records, c.recordOf(who, &items[i]))
-		}
-	}
-	if len(records) == 0 {
-		return
-	}
-	if ctx.Err() != nil { // a caller whose time is up, at the token for one: what he tried is recorded all the same
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lateRecord)
-		defer cancel()
-	}
-	position, err := c.journal.Append(ctx, records)
-	if err == nil {
-		c.recordRefusals(ctx)
-		err = c.journal.Wait(ctx, position)
-	}
-	if err == nil {
-		return
-	}
-	var withheld []audit.Record
-	for i := range items {
-		it := &items[i]
-		if !it.known {
-			continue
-		}
-		released := it.err == nil
-		it.err = fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err)
-		if released {
-			withheld = append(withheld, c.withheldRecord(who, it))
-		}
-	}
-	// The record may yet reach the disk, after its caller has been told that nothing is handed out.
-	if len(withheld) > 0 {
-		_, _ = c.journal.Append(ctx, withheld)
-	}
-}
-
-// withhold takes back what the last look forbids, and records that. Making such a record durable
-// takes time, in which more may be forbidden: so it looks again until a look forbids nothing, and
-// nothing that blocks follows that one.
-func (c *Custody) withhold(ctx context.Context, before View, who hierarchy.Principal, items []item) {
-	for {
-		last := c.replica.View()
-		var records []audit.Record
-		for i := range items {
-			it := &items[i]
-			if it.err != nil {
-				continue
-			}
-			if it.err = recheck(before, last, who, it); it.err != nil {
-				records = append(records, c.withheldRecord(who, it))
-			}
-		}
-		if len(records) == 0 {
-			return
-		}
-		// These are refused whether or not that can be written: nothing leaves that needs it.
-		if p, err := c.journal.Append(ctx, records); err == nil {
-			_ = c.journal.Wait(ctx, p)
-		}
-		before = last
-	}
-}
-
-func (c *Custody) withheldRecord(who hierarchy.Principal, it *item) audit.Record {
-	r := c.recordOf(who, it)
-	r.Outcome = audit.OutcomeWithheld
-	return r
 }
 
 // tokenError says in the hierarchy's words how a token failed.

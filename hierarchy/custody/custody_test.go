@@ -280,9 +280,7 @@ func TestTimeIsUpAtTheToken(t *testing.T) {
 	if errors.Is(resps[0].Err, hierarchy.ErrAuditUnavailable) {
 		t.Error("the audit is blamed")
 	}
-	if records := w.journal.since(before); len(records) != 1 || records[0].Code != "HSM_UNAVAILABLE" {
-		t.Errorf("recorded: %+v", records)
-	}
+	wantSecondRecord(t, w, before, audit.OutcomeFailed, hierarchy.ErrHSMUnavailable)
 }
 
 // The record of what was held back takes time as well, in which another tenant may be disabled.
@@ -377,10 +375,52 @@ func TestFaultsOfTheToken(t *testing.T) {
 		w.token.err = c.err
 		before := w.journal.count()
 		wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), c.want)
+		wantSecondRecord(t, w, before, audit.OutcomeFailed, c.want)
+		before = w.journal.count()
+		wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpRewrap, Envelope: env}), c.want)
 		got := w.journal.since(before)
 		if len(got) != 1 || got[0].Outcome != audit.OutcomeFailed || got[0].Code != hierarchy.Code(c.want) {
-			t.Fatalf("recorded: %+v", got)
+			t.Fatalf("recorded of a rewrap: %+v", got)
 		}
+	}
+}
+
+// wantSecondRecord checks that after so many records there are two: that something is authorised,
+// and what came of it.
+func wantSecondRecord(t *testing.T, w *world, before int, outcome audit.Outcome, code error) {
+	t.Helper()
+	got := w.journal.since(before)
+	if len(got) != 2 || got[0].Outcome != audit.OutcomeAuthorised || got[0].Code != "" || got[0].Of != 0 {
+		t.Fatalf("recorded: %+v", got)
+	}
+	if got[1].Outcome != outcome || got[1].Code != hierarchy.Code(code) || got[1].Of != uint64(before)+1 {
+		t.Fatalf("recorded second: %+v", got[1])
+	}
+}
+
+// The record of an unwrap is in the journal before the token is asked, and without it the token is
+// not asked; that of a wrap has the envelope, and follows it.
+func TestUnwrapIsRecordedAhead(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	before, during := w.journal.count(), 0
+	w.token.during = func() { during = w.journal.count() }
+	if r := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if during != before+1 || w.journal.count() != before+1 {
+		t.Errorf("%d records before the token, %d after it", during-before, w.journal.count()-before)
+	}
+	before = w.journal.count()
+	w.sealed(acmeApp, "acme/orders")
+	if got := w.journal.since(before); during != before || len(got) != 1 || got[0].Outcome != audit.OutcomeOK || got[0].Envelope == (audit.Hash{}) {
+		t.Errorf("%d records before the token sealed, and after it %+v", during-before, got)
+	}
+	asked := w.token.asked
+	w.journal.err = errors.New("the disk is full")
+	wantErr(t, w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}), hierarchy.ErrAuditUnavailable)
+	if w.token.asked != asked {
+		t.Error("the token was asked for what cannot be recorded")
 	}
 }
 
@@ -439,7 +479,7 @@ func TestBatchIsPerItem(t *testing.T) {
 	for _, r := range w.journal.since(before) {
 		outcomes = append(outcomes, r.Outcome)
 	}
-	if diff := cmp.Diff([]audit.Outcome{audit.OutcomeOK, audit.OutcomeDenied, audit.OutcomeOK}, outcomes); diff != "" {
+	if diff := cmp.Diff([]audit.Outcome{audit.OutcomeAuthorised, audit.OutcomeDenied, audit.OutcomeOK}, outcomes); diff != "" {
 		t.Errorf("recorded (-want +got):\n%s", diff)
 	}
 }

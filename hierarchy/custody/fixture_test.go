@@ -266,12 +266,13 @@ func (k *token) one(op *hsm.Operation) error {
 
 // journal keeps records in memory.
 type journal struct {
-	mu      sync.Mutex
-	records []audit.Record
-	dropped bool // they are counted for nothing
-	err     error
-	waitErr error
-	during  []func() // each runs while one Wait waits
+	mu       sync.Mutex
+	records  []audit.Record
+	sequence uint64 // of the last
+	dropped  bool   // they are counted for nothing
+	err      error
+	waitErr  error
+	during   []func() // each runs while one Wait waits
 }
 
 func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position, error) {
@@ -283,10 +284,11 @@ func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position,
 	if j.err != nil {
 		return audit.Position{}, j.err
 	}
+	j.sequence += uint64(len(r))
 	if !j.dropped {
 		j.records = append(j.records, r...)
 	}
-	return audit.Position{}, nil
+	return audit.Position{Sequence: j.sequence}, nil
 }
 
 func (j *journal) Wait(ctx context.Context, _ audit.Position) error {

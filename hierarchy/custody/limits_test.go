@@ -135,7 +135,7 @@ func TestLimitsInABatch(t *testing.T) {
 		outcomes = append(outcomes, r.TenantName+" "+string(r.Outcome)+" "+r.Detail)
 	}
 	if diff := cmp.Diff([]string{
-		"acme ok ", "acme ok ", "globex ok ", "acme ok ", "acme denied the rule of saas for */orders allows 3/d for each tenant", "globex denied tenant globex allows 1/s",
+		"acme authorised ", "acme authorised ", "globex authorised ", "acme authorised ", "acme denied the rule of saas for */orders allows 3/d for each tenant", "globex denied tenant globex allows 1/s",
 	}, outcomes); diff != "" {
 		t.Errorf("recorded (-want +got):\n%s", diff)
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/kekd/kekd/hierarchy"
-	"github.com/kekd/kekd/hierarchy/audit"
 	"github.com/kekd/kekd/hierarchy/envelope"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
@@ -99,43 +98,4 @@ func (c *Custody) respond(it *item, op *hsm.Operation, r *Response) error {
 	}
 	it.hash = envelope.Hash(r.Envelope)
 	return nil
-}
-
-// recordOf is the audit record of an item as it stands.
-func (c *Custody) recordOf(who hierarchy.Principal, it *item) audit.Record {
-	g := &it.grant
-	r := audit.Record{
-		Kind:     it.op.String(),
-		At:       c.now(),
-		Caller:   &who,
-		Service:  g.service,
-		Outcome:  audit.OutcomeOK,
-		Reason:   it.reason,
-		Envelope: it.hash,
-		Detail:   it.detail,
-	}
-	if g.tenant != nil {
-		r.Tenant, r.TenantName = g.tenant.ID, g.tenant.Name
-	} else {
-		r.TenantName = it.name.Tenant
-	}
-	if g.key != nil {
-		r.Key = g.key.Name
-	} else {
-		r.Key = it.name.Key
-	}
-	switch {
-	case it.envelope != nil:
-		r.Version = it.envelope.Version
-	case g.seal != nil:
-		r.Version = g.seal.Number
-	}
-	if it.err != nil {
-		r.Code = hierarchy.Code(it.err)
-		r.Outcome = audit.OutcomeFailed
-		if it.asked == 0 {
-			r.Outcome = audit.OutcomeDenied
-		}
-	}
-	return r
 }
