@@ -165,7 +165,13 @@ func TestTokenTellsItsMemory(t *testing.T) {
 	if _, err := a.CreateTenant(within(t, 10*time.Second), &kekdv1.CreateTenantRequest{Name: "acme"}); err != nil {
 		t.Fatal(err)
 	}
-	if s := statusOf(t, n).Hsm; s.ObjectsLeft != 1 || s.ObjectsUsed != 3 {
+	var s *kekdv1.HSMStatus
+	eventually(t, 20*time.Second, "the token was looked at", func() bool {
+		got, err := a.GetStatus(within(t, 10*time.Second), &kekdv1.GetStatusRequest{})
+		s = got.GetHsm()
+		return err == nil && s.ObjectsMax > 0
+	})
+	if s.ObjectsLeft != 1 || s.ObjectsUsed != 3 {
 		t.Errorf("status: %v", s)
 	}
 	_, err := a.CreateKey(within(t, 10*time.Second), creation("acme/orders"))
