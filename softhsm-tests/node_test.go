@@ -208,10 +208,10 @@ type daemon struct {
 }
 
 // launch starts the daemon and waits for nothing.
-func (n *node) launch() *daemon {
+func (n *node) launch(flags ...string) *daemon {
 	n.t.Helper()
 	n.writeConfig()
-	d := &daemon{n: n, cmd: n.command("serve", "--config", n.configPath()), log: filepath.Join(n.Dir, "kekd.log"),
+	d := &daemon{n: n, cmd: n.command(append([]string{"serve", "--config", n.configPath()}, flags...)...), log: filepath.Join(n.Dir, "kekd.log"),
 		ready: make(chan struct{}), exited: make(chan struct{}), started: time.Now()}
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -260,7 +260,12 @@ func (n *node) launch() *daemon {
 // serve starts the daemon and waits until it serves.
 func (n *node) serve() *daemon {
 	n.t.Helper()
-	d := n.launch()
+	return n.serveWith()
+}
+
+func (n *node) serveWith(flags ...string) *daemon {
+	n.t.Helper()
+	d := n.launch(flags...)
 	select {
 	case <-d.ready:
 	case <-d.exited:
