@@ -177,6 +177,19 @@ func (r *Reconciler) compare(ctx context.Context, s *state.State) ([]step, []los
 			watched = r.watched(s, steps, gone)
 		}
 	}
+	if fresh {
+		for _, t := range watched {
+			r.troubles.failed(t, found, looking)
+		}
+	}
+	if len(r.troubles) > 0 {
+		r.keepTroubles(s, steps, watched)
+	}
+	return steps, gone, nil
+}
+
+// keepTroubles forgets those with what nobody has to do any more.
+func (r *Reconciler) keepTroubles(s *state.State, steps []step, watched []task) {
 	live := map[task]bool{{action: forget}: true}
 	if _, ours := r.minter(s); ours {
 		for _, st := range steps {
@@ -185,12 +198,8 @@ func (r *Reconciler) compare(ctx context.Context, s *state.State) ([]step, []los
 	}
 	for _, t := range watched {
 		live[t] = true
-		if fresh {
-			r.troubles.failed(t, found, looking)
-		}
 	}
 	r.troubles.keep(live)
-	return steps, gone, nil
 }
 
 // watched is what only another look at the token can tell: whether an object has come back, and what
