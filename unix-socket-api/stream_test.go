@@ -281,7 +281,9 @@ func TestAnswersHaveTheirTurn(t *testing.T) {
 	entered, release := make(chan string, 2), make(chan struct{})
 	arrived := make(chan string, 2)
 	s := startKeys(t, &fakeCustody{
-		before: func(_ context.Context, _ hierarchy.Principal, reqs []custody.Request) { arrived <- string(reqs[0].Envelope) },
+		before: func(_ context.Context, _ hierarchy.Principal, reqs []custody.Request) {
+			arrived <- string(reqs[0].Envelope)
+		},
 		turn: func(reqs []custody.Request) {
 			entered <- string(reqs[0].Envelope)
 			if string(reqs[0].Envelope) == "first" {

@@ -80,10 +80,16 @@ func (p *Pool) feed(buf []piece) (*worker, []piece) {
 		draining = w
 	}
 	fresh := p.queue.fresh.first != nil
-	w := p.idlest(func(w *worker) bool {
+	fit := func(w *worker) bool {
 		cost, frames := w.window()
 		return w != draining && !w.suspect && !w.sending && w.load < cost && w.frames < frames
-	})
+	}
+	// One that works and has little left takes it along: to wake another process costs more than
+	// what is ahead takes.
+	w := p.idlest(func(w *worker) bool { return w.load > 0 && w.load < heavy && fit(w) })
+	if w == nil {
+		w = p.idlest(fit)
+	}
 	if w != nil {
 		cost, _ := w.window()
 		budget := min(frameCost, cost-w.load)

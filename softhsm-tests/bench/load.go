@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -27,6 +28,7 @@ type daemon struct {
 	health   grpc_health_v1.HealthClient
 	client   *client.Client
 	envelope []byte
+	flood    []byte // an envelope of another tenant
 	context  []*kekdv1.ContextEntry
 	closers  []io.Closer
 }
@@ -70,7 +72,8 @@ func newDaemon(ctx context.Context, n devcluster.Node) (*daemon, error) {
 		return nil, err
 	}
 	d.envelope = made.Envelope
-	return d, nil
+	d.flood, err = d.floodTenant(ctx)
+	return d, err
 }
 
 func (d *daemon) close() {
@@ -88,6 +91,39 @@ type load struct {
 	// prepare returns a function that makes one call, for one caller.
 	prepare func(ctx context.Context) (func() error, error)
 }
+
+// durableAppend is what the journal stands on: a record of 512 bytes, written into a file that has
+// its blocks already, and synced.
+func durableAppend() load {
+	return load{durable, true, 1, 1, func(ctx context.Context) (func() error, error) {
+		f, err := os.CreateTemp("", "kekd-bench-append-")
+		if err != nil {
+			return nil, err
+		}
+		context.AfterFunc(ctx, func() { f.Close() })
+		if err := os.Remove(f.Name()); err != nil {
+			return nil, err
+		}
+		const record, size = 512, 16 << 20
+		zeros := make([]byte, size)
+		if _, err := f.Write(zeros); err != nil {
+			return nil, err
+		}
+		if err := f.Sync(); err != nil {
+			return nil, err
+		}
+		at := int64(0)
+		return func() error {
+			if _, err := f.WriteAt(zeros[:record], at); err != nil {
+				return err
+			}
+			at = (at + record) % size
+			return unix.Fdatasync(int(f.Fd()))
+		}, nil
+	}}
+}
+
+const durable = "durable append x1"
 
 func (d *daemon) loads() []load {
 	var all []load
@@ -107,6 +143,7 @@ func (d *daemon) loads() []load {
 			}, nil
 		}})
 	}
+	all = append(all, durableAppend())
 	all = append(all, load{"unary data key x64", false, 64, 1, func(ctx context.Context) (func() error, error) {
 		return func() error {
 			_, err := d.api.GenerateDataKey(ctx, &kekdv1.GenerateDataKeyRequest{Key: "acme/orders", Context: d.context})
@@ -138,6 +175,9 @@ func (d *daemon) loads() []load {
 		load{"stream of batches of 1024", false, 1, 1024, d.pipelined(1024, 4)},
 		load{"stream of batches of 128", false, 1, 128, d.pipelined(128, 16)},
 		load{"stream of single items", false, 1, 1, d.pipelined(1, 512)},
+		d.victim("victim alone", ""),
+		d.victim("victim, flood of 64 callers", "calls"),
+		d.victim("victim, flood of 8 batches of 1024", "batches"),
 	)
 	return all
 }

@@ -30,6 +30,7 @@ type options struct {
 	round             time.Duration
 	rounds            int
 	only              string
+	tenants           int
 }
 
 func main() {
@@ -40,10 +41,24 @@ func main() {
 	flag.DurationVar(&o.round, "round", time.Second, "how long each line is measured in each round")
 	flag.IntVar(&o.rounds, "rounds", 3, "how many rounds")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name contains this")
+	flood := flag.String("flood", "", "be the flood: calls or batches, of the envelope on stdin")
+	socket := flag.String("socket", "", "whose kekd.sock to flood")
+	flag.IntVar(&o.tenants, "tenants", 0, "measure instead what grows with tenants, up to so many (1,000 and more)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, o, os.Stdout); err != nil {
+	if *flood != "" {
+		if err := runFlood(ctx, *flood, *socket); err != nil && ctx.Err() == nil {
+			fmt.Fprintf(os.Stderr, "bench: flood: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
+	measure := run
+	if o.tenants > 0 {
+		measure = scale
+	}
+	if err := measure(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
 		os.Exit(1)
 	}
@@ -68,6 +83,9 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // the flood is another user's
+		return err
+	}
 	cluster, err := devcluster.Start(ctx, o.kekd, filepath.Join(dir, "kekd"))
 	if err != nil {
 		return err
