@@ -1,6 +1,7 @@
 package pkcs11_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
@@ -187,4 +189,43 @@ func beside(m *faultmodule.Module, back func(), look func() error) error {
 	back()
 	m.Control.Clear()
 	return <-looked
+}
+
+// TestCopiesAreNotTakenAway: when the copies' session is lost, what runs on a copy ends first.
+func TestCopiesAreNotTakenAway(t *testing.T) {
+	h, m, token := openFaulty(t, kekd.Config{Manager: true, Slots: 2})
+	newRaw(t, h.Tokens[0]) // keeps the login
+	copied, other := mint(t, token, hierarchy.ObjectID{5}), mint(t, token, hierarchy.ObjectID{6})
+	var sealed hsm.Sealed
+	heated := func() error { // by a slot that may not have ended with it when another is asked
+		sealed = heat(t, token, copied)
+		if token.CopyCount() == 0 {
+			return errors.New("the key gets no copy")
+		}
+		return nil
+	}
+	eventually(t, heated)
+	m.Control.Set("C_Decrypt hang", "C_CopyObject error=CKR_SESSION_HANDLE_INVALID")
+	opened := make(chan error, 1)
+	go func() { opened <- run(token, openOp(copied, sealed)) }()
+	m.Counters.AwaitInside("C_Decrypt", 1)
+	closed, tried := m.Counters.Calls("C_CloseSession"), m.Counters.Calls("C_CopyObject")
+	eventually(t, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		op := sealOp(other)
+		token.Do(ctx, op)
+		if m.Counters.Calls("C_CopyObject") == tried || op[0].Err == nil {
+			return errors.New("no copy was tried, or the slots go on")
+		}
+		return nil
+	})
+	if n := m.Counters.Calls("C_CloseSession") - closed; n != 0 {
+		t.Error("the session was closed beside an operation on one of its copies")
+	}
+	m.Control.Clear()
+	if err := <-opened; err != nil {
+		t.Errorf("opening: %v", err)
+	}
+	eventually(t, heated)
 }
