@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -101,6 +102,7 @@ func (n *Node) startRaft(notify chan<- bool, logs raft.LogStore, stable raft.Sta
 	}
 	done := make(chan started, 1)
 	go func() {
+		defer runtime.KeepAlive(n) // also when nobody else has it any more: it has the lock
 		r, err := raft.NewRaft(n.cfg.raft(n.id.Node, notify), n.fsm, logs, stable, n.stores.snaps, n.cfg.Transport)
 		done <- started{r, err}
 	}()
