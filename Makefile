@@ -36,9 +36,9 @@ test: deps build
 bench: deps build
 	scripts/bench
 
-# Loops and soaks that are too long for `make test`.
+# Loops that are too long for `make test`, and the fuzz targets; about three hours. SEED=N runs the moments of another night again.
 nightly: deps build
-	KEKD_NIGHTLY=1 $(GO) test -count=1 -timeout 3h ./...
+	GO="$(GO)" scripts/nightly
 
 check:
 	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$unformatted" ] || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }

@@ -1,7 +1,6 @@
 package softhsmtests
 
 import (
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,7 +127,7 @@ func TestInitKilledAtRandomMoments(t *testing.T) {
 	newNode(t).init()
 	whole := time.Since(begun)
 
-	kills, interrupted := loops(20, 300), 0
+	kills, interrupted, random := loops(20, 300), 0, moments(t)
 	for i := 0; i < kills; {
 		n := newNode(t)
 		for range 2 { // the second one kills the repair
@@ -138,7 +137,7 @@ func TestInitKilledAtRandomMoments(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			after := time.Duration(rand.Int64N(int64(whole)))
+			after := time.Duration(random.Int64N(int64(whole)))
 			time.Sleep(after)
 			_ = cmd.Process.Kill()
 			if err := cmd.Wait(); err == nil {

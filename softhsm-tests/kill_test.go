@@ -38,9 +38,10 @@ func TestNothingIsLostByKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	closer.Close()
-	for round := range loops(10, 300) {
+	random := moments(t)
+	for round := range loops(30, 300) {
 		kill := []string{"daemon", "all", "workers", "start"}[round%4]
-		after := time.Duration(rand.Int64N(int64(600 * time.Millisecond)))
+		after := time.Duration(random.Int64N(int64(600 * time.Millisecond)))
 		t.Logf("round %d: %s, after %v", round, kill, after)
 		if kill == "start" {
 			d.kill()

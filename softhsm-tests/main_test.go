@@ -7,9 +7,11 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	mathrand "math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -88,6 +90,21 @@ func loops(few, many int) int {
 		return many
 	}
 	return few
+}
+
+// moments are random ones for a loop. The seed is in the output of a test that fails, and KEKD_SEED=N
+// gives the same ones again; what happens in them is the scheduler's.
+func moments(t *testing.T) *mathrand.Rand {
+	t.Helper()
+	seed := mathrand.Uint64()
+	if s := os.Getenv("KEKD_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("KEKD_SEED=%d", seed)
+	return mathrand.New(mathrand.NewPCG(seed, 0))
 }
 
 func logOf(n devcluster.Node) string { return filepath.Join(filepath.Dir(n.DataDir), "kekd.log") }
