@@ -86,6 +86,7 @@ func (p *pipeline) read() (err error) {
 			continue
 		}
 		if err := p.reserve(len(m.Operations)); err != nil {
+			wipeOperations(m.Operations)
 			return err
 		}
 		if err := p.conn.take(p.ctx, len(m.Operations)); err != nil {

@@ -167,7 +167,8 @@ type token struct {
 	stuckTries  int
 	keepsCopies bool
 	unlisted    bool
-	whileLatch  func() // happens while it latches
+	whileLatch  func()   // happens while it latches
+	labels      []string // of what was generated
 	generated   int
 	destroyed   []hierarchy.ObjectID
 	forgotten   map[hierarchy.ObjectID]int
@@ -228,6 +229,7 @@ func (k *token) Generate(_ context.Context, id hierarchy.ObjectID, label string)
 				return hsm.ErrCapacity
 			}
 			k.generated++
+			k.labels = append(k.labels, label)
 			if k.unfit != nil && k.unfit(label) {
 				k.halfMade[id] = true
 				k.objects[id] = hsm.Object{ID: id, RawID: id[:], Label: label, Fault: hsm.ErrKeyRefused}

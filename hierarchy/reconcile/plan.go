@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -162,10 +163,31 @@ func plan(s *state.State, region hierarchy.RegionID, have map[hierarchy.ObjectID
 			add(unlatch, p.region.Object)
 		}
 	}
+	// In the order of creation: IDs are random, and who creates key after key would else keep the
+	// one with the highest waiting for ever.
+	slices.SortStableFunc(by[mint], func(a, b step) int { return a.version.CreatedAt.Compare(b.version.CreatedAt) })
 	for _, some := range by {
 		steps = append(steps, some...)
 	}
 	return steps, gone
+}
+
+// asked tells whether a state still asks for a step that an earlier one has asked for.
+func (s step) asked(now *state.State) bool {
+	t, ok := now.Tenant(s.tenant.ID)
+	if !ok {
+		return false
+	}
+	k, ok := now.Key(s.tenant.ID, s.key.ID)
+	if !ok {
+		return false
+	}
+	v, ok := k.Version(s.version.Number)
+	if !ok || v.Attempt != s.version.Attempt {
+		return false
+	}
+	r, ok := v.Region(s.region.Region)
+	return ok && placed{t, k, v, r}.need() == s.need()
 }
 
 // orphans are what is in a token, and no object of a version that the hierarchy knows: the labels of

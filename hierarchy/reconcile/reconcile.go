@@ -25,7 +25,12 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-const stepTimeout = 10 * time.Second // bounds one step: a token that hangs is given up for now
+const (
+	stepTimeout = 10 * time.Second // bounds one step: a token that hangs is given up for now
+	// planAge is how old a plan may be when it opens something, once there is a later state: what that
+	// closes comes first, and a plan for each key of many would be all that is done.
+	planAge = 50 * time.Millisecond
+)
 
 // Hierarchy is the replicated state, and the way to change it.
 type Hierarchy interface {
@@ -98,7 +103,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 
 // pass takes the steps that one state asks for, until the state has changed.
 func (r *Reconciler) pass(ctx context.Context) {
-	s := r.raft.State()
+	s, planned := r.raft.State(), time.Now()
 	lacks := r.forget(ctx, s)
 	steps, gone, err := r.compare(ctx, s)
 	if err != nil {
@@ -133,8 +138,8 @@ func (r *Reconciler) pass(ctx context.Context) {
 	}
 	for _, st := range steps {
 		opens := st.action == unlatch || st.action == mint
-		if opens && r.raft.State().Revision() != s.Revision() {
-			continue // something may have been closed meanwhile: that comes first
+		if now := r.raft.State(); opens && now.Revision() != s.Revision() && (time.Since(planned) > planAge || !st.asked(now)) {
+			continue
 		}
 		if ctx.Err() != nil {
 			return

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -41,6 +42,30 @@ func TestMintsWhatWasCreated(t *testing.T) {
 		}
 		if got := k.objects[v.Regions[0].Object].Label; got != "kekd/acme/orders/v1/kek" {
 			t.Fatalf("label %q", got)
+		}
+	})
+}
+
+// Nobody waits for ever behind those who came later.
+func TestMintsInTheOrderOfCreation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, k := newReplicated(), newToken()
+		var want []string
+		for i := range 20 {
+			name := fmt.Sprintf("t%d", i)
+			r.create(name, "orders", 0)
+			want = append(want, "kekd/"+name+"/orders/v1/kek")
+			time.Sleep(time.Millisecond)
+		}
+		rec, stop := run(t.Context(), r, k, k, self)
+		defer stop()
+		for i := range 20 {
+			if err := settled(t.Context(), r, rec, fmt.Sprintf("t%d", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if diff := cmp.Diff(want, k.labels); diff != "" {
+			t.Errorf("made (-want +got):\n%s", diff)
 		}
 	})
 }
