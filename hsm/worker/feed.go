@@ -31,6 +31,10 @@ func (w *worker) window() (cost, frames int) {
 	return 3 * w.parallel, 2 * w.parallel
 }
 
+// least is the room from which on a worker is given more. A token that does many things at once
+// ends them one by one, and a frame for each would cost as much as the rest of its way.
+func (w *worker) least() int { return max(1, w.parallel/2) }
+
 // pump gives the workers what they have room for. Whoever calls it may send for everybody: a
 // caller who finds a worker being sent to leaves his operations to the one who sends.
 func (p *Pool) pump() {
@@ -82,7 +86,7 @@ func (p *Pool) feed(buf []piece) (*worker, []piece) {
 	fresh := p.queue.fresh.first != nil
 	fit := func(w *worker) bool {
 		cost, frames := w.window()
-		return w != draining && !w.suspect && !w.sending && w.load < cost && w.frames < frames
+		return w != draining && !w.suspect && !w.sending && cost-w.load >= w.least() && w.frames < frames
 	}
 	// One that works and has little left takes it along: to wake another process costs more than
 	// what is ahead takes.
