@@ -32,6 +32,19 @@ func rounds() int {
 	return 8
 }
 
+// rng seeds what is random; the seed is printed, and KEKD_SEED takes it again.
+func rng(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("KEKD_SEED"); s != "" {
+		var err error
+		seed, err = strconv.ParseUint(s, 10, 64)
+		must(t, err)
+	}
+	t.Logf("KEKD_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
 func signal(t testing.TB, pid int, s syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(pid, s); err != nil {
@@ -101,9 +114,7 @@ func replaced(t *testing.T, p *worker.Pool, n int, old ...int) {
 
 // TestKill: whoever is killed, no operation fails.
 func TestKill(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 1))
+	r := rng(t)
 	p := openPool(t, worker.Config{Command: commandOf(t, kept(t)), Workers: 2, BackOff: 50 * time.Millisecond})
 	s := mint(t, p, acme, 1)
 	stop := load(t, p, s)
@@ -128,9 +139,7 @@ func TestKill(t *testing.T) {
 
 // TestKillManager: changes are tried again, and are done once.
 func TestKillManager(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 1))
+	r := rng(t)
 	p := openPool(t, worker.Config{Command: commandOf(t, kept(t)), Workers: 2, BackOff: 50 * time.Millisecond})
 	want := map[hierarchy.ObjectID]hsm.KeyRef{}
 	killing := make(chan struct{})
