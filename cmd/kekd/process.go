@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -63,5 +64,14 @@ func tuneGC() {
 	debug.SetGCPercent(gcPercent)
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
+	}
+}
+
+// spareP lets one thread more run Go code than there are processors. One is in the journal's sync
+// most of the time, and each time the runtime's monitor had to take its place away from it, polling
+// every 20 us for that: with two processors this took a tenth of the daemon's time.
+func spareP() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	}
 }

@@ -93,6 +93,7 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	n := &node{config: c, self: self, log: log.With("node", self.Node)}
 	n.warnings = harden(c.LockMemory)
 	tuneGC()
+	spareP()
 	for _, w := range n.warnings {
 		n.log.Warn(w)
 	}

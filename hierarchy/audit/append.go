@@ -19,12 +19,13 @@ type Position struct {
 
 // group is what one sync makes durable.
 type group struct {
-	chunks []chunk // all but the last end their segment
-	size   int
-	last   uint64 // sequence of its last record; set when the flusher takes it
-	lines  []followed
-	done   chan struct{} // closed when err is set
-	err    error
+	chunks  []chunk // all but the last end their segment
+	size    int
+	appends int    // how many brought it
+	last    uint64 // sequence of its last record; set when the flusher takes it
+	lines   []followed
+	done    chan struct{} // closed when err is set
+	err     error
 }
 
 // chunk is what a group writes to one segment, in one piece.
@@ -206,6 +207,7 @@ func (j *Journal) put(body []byte, tenant hierarchy.TenantID) {
 
 // appended ends an append. Called with mu held.
 func (j *Journal) appended() Position {
+	j.pending.appends++
 	j.head = Position{Sequence: j.chain.seq, Hash: j.chain.hash, group: j.pending}
 	wake(j.wakeFlusher)
 	if j.off > j.cur.size/2 {

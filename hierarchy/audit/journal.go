@@ -111,6 +111,7 @@ type Journal struct {
 	durable uint64   // sequence
 	flushed time.Time
 	busy    bool          // a group is being written, since flushed
+	shared  bool          // many callers had records in it
 	changed chan struct{} // closed, and replaced, when a blocked Append should look again
 	closing bool
 	err     error // the first failure; set once
