@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -38,14 +39,14 @@ func main() {
 	flag.StringVar(&o.kekd, "kekd", "bin/kekd", "the daemon")
 	flag.StringVar(&o.raw, "raw", "", "the raw loop's program")
 	flag.StringVar(&o.module, "module", "/usr/lib/softhsm/libsofthsm2.so", "the PKCS#11 module of the raw loop")
-	flag.DurationVar(&o.round, "round", time.Second, "how long each line is measured in each round")
-	flag.IntVar(&o.rounds, "rounds", 3, "how many rounds")
+	flag.DurationVar(&o.round, "round", 500*time.Millisecond, "how long each line is measured in each round")
+	flag.IntVar(&o.rounds, "rounds", 7, "how many rounds")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name contains this")
 	flood := flag.String("flood", "", "be the flood: calls or batches, of the envelope on stdin")
 	socket := flag.String("socket", "", "whose kekd.sock to flood")
 	flag.IntVar(&o.tenants, "tenants", 0, "measure instead what grows with tenants, up to so many (1,000 and more)")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if *flood != "" {
 		if err := runFlood(ctx, *flood, *socket); err != nil && ctx.Err() == nil {
@@ -181,21 +182,19 @@ func median[T float64 | time.Duration](ms []measurement, get func(measurement) T
 	return all[len(all)/2]
 }
 
-// print writes the table. Ratios are of medians of the same run.
+// print writes the table. A ratio is the median of the rounds' ratios: within a round both lines
+// had much the same weather.
 func print(out io.Writer, lines []*line) {
-	rate := func(name string) float64 {
-		for _, l := range lines {
-			if l.name == name {
-				return median(l.measured, func(m measurement) float64 { return m.rate })
-			}
+	over := func(l *line, base string) string {
+		i := slices.IndexFunc(lines, func(l *line) bool { return l.name == base })
+		if i < 0 || len(lines[i].measured) != len(l.measured) {
+			return "-"
 		}
-		return 0
-	}
-	over := func(r float64, base string) string {
-		if b := rate(base); b > 0 {
-			return fmt.Sprintf("%.2f", r/b)
+		ratios := make([]measurement, len(l.measured))
+		for r := range ratios {
+			ratios[r].rate = l.measured[r].rate / lines[i].measured[r].rate
 		}
-		return "-"
+		return fmt.Sprintf("%.2f", median(ratios, func(m measurement) float64 { return m.rate }))
 	}
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "what\top/s\tp50\tp99\tdaemon CPU/op\t/ raw token\t/ raw copy\t/ empty call\t")
@@ -206,12 +205,12 @@ func print(out io.Writer, lines []*line) {
 		cpu := median(l.measured, func(m measurement) time.Duration { return m.cpu })
 		empty := "-"
 		if _, callers, ok := strings.Cut(l.name, " x"); ok && strings.HasPrefix(l.name, "unary") {
-			empty = over(r, "empty call x"+callers)
+			empty = over(l, "empty call x"+callers)
 		} else if strings.HasPrefix(l.name, "Go client") {
-			empty = over(r, "empty call x64")
+			empty = over(l, "empty call x64")
 		}
 		fmt.Fprintf(w, "%s\t%.0f\t%s\t%s\t%s\t%s\t%s\t%s\t\n", l.name, r, short(p50), short(p99), short(cpu),
-			over(r, "raw token-decrypt"), over(r, "raw copy-decrypt"), empty)
+			over(l, "raw token-decrypt"), over(l, "raw copy-decrypt"), empty)
 	}
 	w.Flush()
 }
