@@ -41,7 +41,7 @@ type hsmConfig struct {
 	SoftHSM   string `toml:"softhsm"`
 	Workers   int    `toml:"workers"`    // processes that drive the token; 0: as its model needs
 	Sessions  int    `toml:"sessions"`   // of each worker; 0: as the token's model needs
-	MaxCopies int    `toml:"max_copies"` // session copies of hot keys; 0: 1024
+	MaxCopies int    `toml:"max_copies"` // session copies of hot keys; 0: 16,384 for SoftHSM, 1,024 for others
 	// MaxObjects is how many objects the token is to hold, everybody's together, before keys are
 	// refused: see package capacity. No token says it reliably, so the operator does. 0: 32,768
 	// for SoftHSM, which has no bound, but takes 10 kB of memory in each worker and two files on

@@ -51,7 +51,7 @@ func openToken(ctx context.Context, c hsmConfig, manager bool, pin pkcs11.PIN, l
 			return t, fmt.Errorf("the token's identity: %w", err)
 		}
 	}
-	cfg := pkcs11.Config{PIN: pin, Manager: manager, Slots: c.Sessions, Copies: c.MaxCopies}
+	cfg := pkcs11.Config{PIN: pin, Manager: manager, Appeals: !manager, Slots: c.Sessions, Copies: c.MaxCopies}
 	if t.guard != nil {
 		cfg.Guard = t.guard
 	}

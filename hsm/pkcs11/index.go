@@ -76,6 +76,14 @@ func ambiguous(id hierarchy.ObjectID, n int) error {
 	return fmt.Errorf("%w: %d key objects under %s", hsm.ErrAmbiguous, n, id)
 }
 
+// record is what was read of a handle before.
+func (x *index) record(h pkcs11.ObjectHandle) (record, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	r, ok := x.records[h]
+	return r, ok
+}
+
 // settled tells whether a listing can be believed at once: it lacks no key that was there, and
 // refuses no object that it did not refuse before. With SoftHSM 2.6.1 an object that another
 // process rewrites is missing for a moment (from one listing in ten beside a process that latches

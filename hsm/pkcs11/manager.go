@@ -88,32 +88,40 @@ func (t *Token) judge(s *slot, err error) (again bool) {
 // may be what another process is just changing.
 const settleTries = 3
 
-// list reads the token's key objects: all of them again, or only those that are new.
+// list reads the token's key objects: all of them again, or only those that are new. While it is
+// not settled, what was refused is read again, and what was not there is looked for.
 func (t *Token) list(s *slot, again bool) ([]record, error) {
+	known := t.index.record
+	if again {
+		known = func(pkcs11.ObjectHandle) (record, bool) { return record{}, false }
+	}
 	for try := 1; ; try++ {
-		listing, err := t.listOnce(s, again || try > 1)
+		listing, err := t.listOnce(s, known)
 		if err != nil || try > settleTries || t.index.settled(listing) {
 			return listing, err
 		}
+		good := make(map[pkcs11.ObjectHandle]record, len(listing))
+		for _, r := range listing {
+			if r.obj.Fault == nil {
+				good[r.handle] = r
+			}
+		}
+		known = func(h pkcs11.ObjectHandle) (record, bool) { r, ok := good[h]; return r, ok }
 		pause(try)
 	}
 }
 
-func (t *Token) listOnce(s *slot, again bool) ([]record, error) {
+// listOnce finds all key objects, and reads those that are not known.
+func (t *Token) listOnce(s *slot, known func(pkcs11.ObjectHandle) (record, bool)) ([]record, error) {
 	handles, err := t.m.search(s.session, searchTemplate())
 	if err != nil {
 		return nil, err
 	}
 	listing := make([]record, 0, len(handles))
 	for _, h := range handles {
-		if !again {
-			t.index.mu.RLock()
-			r, known := t.index.records[h]
-			t.index.mu.RUnlock()
-			if known {
-				listing = append(listing, r)
-				continue
-			}
+		if r, ok := known(h); ok {
+			listing = append(listing, r)
+			continue
 		}
 		r, err := t.readChecked(s, h)
 		if errors.Is(err, hsm.ErrKeyNotFound) {

@@ -83,10 +83,22 @@ func (s *slot) serve(pieces []piece) {
 
 	s.lookAfterTrouble()
 	s.lookAtCold()
-	if len(s.missing) > 0 {
+	s.lookForMissing()
+	s.t.copies.make(s, s.hot)
+}
+
+// lookForMissing has the token searched for keys that are not known.
+func (s *slot) lookForMissing() {
+	switch {
+	case len(s.missing) == 0:
+	case s.t.cfg.Appeals:
+		for _, p := range s.missing {
+			p.fail(fmt.Errorf("%w: it was not there when the token was last searched", hsm.ErrKeyNotFound))
+		}
+		s.t.searchFor(nil)
+	default:
 		s.t.searchFor(s.missing)
 	}
-	s.t.copies.make(s, s.hot)
 }
 
 // load writes what can run into the machine, and leaves Token.use read-locked.

@@ -25,6 +25,10 @@ type Config struct {
 	// token has none yet.
 	Manager bool
 
+	// Appeals is set where callers ask the manager's process for a key that this one does not know: then
+	// they are told so at once, and it is searched for meanwhile.
+	Appeals bool
+
 	// Slots is how many sessions serve, one operation each at a time if there are several. A token
 	// that does n things at once is kept busy by half as many sessions more: each has something to
 	// do between two answers. (16 at once of 1 ms, so at most 16,000 a second: 13,600 with 16
@@ -44,7 +48,7 @@ type Config struct {
 // 60 thousand a second). A network HSM waits for its network.
 func (s Selected) Profile() (slots, copies int) {
 	if s.IsSoftHSM() {
-		return 1, 1024
+		return 1, 16 << 10 // 9 kB each, and only for keys that are hot
 	}
 	return 8, 1024
 }
@@ -263,9 +267,34 @@ func (t *Token) close(ctx context.Context) error {
 }
 
 // Do is [hsm.Token]'s. A token's only slot takes up to 64 operations of all callers at a time. A
-// caller whose ctx cannot end may work with a slot himself, and is then held up by a module that
-// hangs.
+// module that hangs holds up no caller whose ctx ends.
 func (t *Token) Do(ctx context.Context, ops []hsm.Operation) {
+	c, s := t.push(ops)
+	if s != nil {
+		go s.work(nil)
+	}
+	t.wait(ctx, c)
+}
+
+// Begin is Do for a caller who has something else to do than to wait. He works with the token
+// himself while there is work, held up by a module that hangs. Then it returns nil if all
+// operations have their results, and else a function that waits for them: for a search, or for
+// another try after a while.
+func (t *Token) Begin(ops []hsm.Operation) (wait func(context.Context)) {
+	c, s := t.push(ops)
+	if s != nil {
+		s.work(c)
+	}
+	if c == nil || c.finished() {
+		t.wait(context.Background(), c)
+		return nil
+	}
+	return func(ctx context.Context) { t.wait(ctx, c) }
+}
+
+// push queues operations. If there is a slot, the caller has to see to it that it works. Without a
+// call they have their results.
+func (t *Token) push(ops []hsm.Operation) (*call, *slot) {
 	n := 0
 	for i := range ops {
 		op := &ops[i]
@@ -275,18 +304,21 @@ func (t *Token) Do(ctx context.Context, ops []hsm.Operation) {
 		}
 	}
 	if n == 0 {
-		return
+		return nil, nil
 	}
 	c := newCall(ops, n)
 	s, ok := t.queue.push(c, ops, n)
-	switch {
-	case !ok:
+	if !ok {
 		c.abandon(fmt.Errorf("%w: %d operations are waiting for it", hsm.ErrUnavailable, queueLimit))
+		return nil, nil
+	}
+	return c, s
+}
+
+// wait waits for the results of a call.
+func (t *Token) wait(ctx context.Context, c *call) {
+	if c == nil {
 		return
-	case s != nil && ctx.Done() == nil:
-		s.work(c)
-	case s != nil:
-		go s.work(nil)
 	}
 	select {
 	case <-c.done:

@@ -107,7 +107,7 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b
 			return b, err
 		}
 	}
-	config := pkcs11.Config{PIN: p, Manager: role == worker.RoleManager, Copies: c.Copies, Slots: c.Parallel}
+	config := pkcs11.Config{PIN: p, Manager: role == worker.RoleManager, Appeals: role == worker.RoleServer, Copies: c.Copies, Slots: c.Parallel}
 	if g != nil {
 		config.Guard = g
 	}

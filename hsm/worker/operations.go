@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"sync/atomic"
+
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
 )
@@ -89,7 +91,8 @@ type job struct {
 	openings []hsm.Opening
 	targets  []hsm.Target
 
-	next int // operations that were run
+	next int          // operations that were begun
+	done atomic.Int32 // operations that have their results
 }
 
 // parse takes the operations of a frame. Whether they are valid is for the token to say.
@@ -153,6 +156,7 @@ func (j *job) wipe() {
 	clear(j.targets)
 	j.frame, j.ops, j.ids, j.openings, j.targets = j.frame[:0], j.ops[:0], j.ids[:0], j.openings[:0], j.targets[:0]
 	j.next = 0
+	j.done.Store(0)
 }
 
 // resultSize is how many bytes the result of an operation takes at most in a frame.

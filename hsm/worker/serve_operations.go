@@ -12,7 +12,7 @@ import (
 
 // read takes frames until the daemon hangs up. For a token that runs one operation at a time it
 // runs them as well, on this very thread, and looks for frames between slices. A token that hangs
-// hangs the reader: the daemon, who waits no longer than he wants, kills the process then.
+// hangs the reader too: the daemon, who waits no longer than he wants, kills the process then.
 func (s *server) read(frames *frameReader, open <-chan struct{}) {
 	defer frames.wipe()
 	for {
@@ -77,11 +77,34 @@ func (s *server) take(k kind, frame []byte) error {
 	return errGarbage
 }
 
-// runSlice runs the next slice of a frame, and answers when that was its last.
+// beginner is a token that tells when it only waits, so that others are served meanwhile.
+type beginner interface {
+	Begin(ops []hsm.Operation) (wait func(context.Context))
+}
+
+// runSlice runs the next slice of a frame. A slice that has to wait, for a key that is searched
+// for one, holds nobody up but its frame.
 func (s *server) runSlice() {
 	j, from, to := s.waiting.take()
-	s.run(j.ops[from:to])
-	if to == len(j.ops) {
+	b, ok := s.backend.Token.(beginner)
+	if !ok {
+		s.run(j.ops[from:to])
+		s.ran(j, to-from)
+		return
+	}
+	if wait := b.Begin(j.ops[from:to]); wait != nil {
+		go func() {
+			wait(context.WithoutCancel(s.ctx))
+			s.ran(j, to-from)
+		}()
+		return
+	}
+	s.ran(j, to-from)
+}
+
+// ran counts operations of a frame that have their results, and answers after the last.
+func (s *server) ran(j *job, n int) {
+	if j.done.Add(int32(n)) == int32(len(j.ops)) {
 		s.answer(j.ids, j.ops)
 		s.finish(j)
 	}
