@@ -104,7 +104,8 @@ func (s *server) runSlice() {
 
 // ran counts operations of a frame that have their results, and answers after the last.
 func (s *server) ran(j *job, n int) {
-	if j.done.Add(int32(n)) == int32(len(j.ops)) {
+	all := int32(len(j.ops)) // before it is counted: after that it may be another frame's already
+	if j.done.Add(int32(n)) == all {
 		s.answer(j.ids, j.ops)
 		s.finish(j)
 	}
