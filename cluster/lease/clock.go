@@ -1,6 +1,8 @@
 package lease
 
 /*
+#cgo noescape kekd_age_clocks
+#cgo nocallback kekd_age_clocks
 #include <stdint.h>
 #include <time.h>
 

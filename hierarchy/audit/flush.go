@@ -11,7 +11,7 @@ import (
 // appends alone is not held up.
 const (
 	manyAppends = 5
-	gatherTime  = 300 * time.Microsecond // two to three syncs of a local disk
+	gatherTime  = 600 * time.Microsecond // a few syncs of a local disk
 )
 
 // gather waits for more to come if many shared the last sync.

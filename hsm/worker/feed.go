@@ -14,6 +14,9 @@ const (
 	// heavy is the cost in flight to a worker from which on a lane that is new is given a frame
 	// beyond the usual: what is ahead of it takes longer than the frame costs.
 	heavy = 32
+	// silence is how long a worker may say nothing until nothing is kept for it any more: a few of the
+	// kernel's time slices.
+	silence = 20 * time.Millisecond
 	// triesLimit is how many workers may end with an operation, unless they were killed.
 	triesLimit = 3
 	// killsLimit is how many workers may be killed while an operation is all that they run. By the
@@ -29,6 +32,26 @@ func (w *worker) window() (cost, frames int) {
 		return 2 * frameCost, 2
 	}
 	return 3 * w.parallel, 2 * w.parallel
+}
+
+// lookAgain has the pool look whether what it keeps for a worker has left. The caller holds mu.
+func (p *Pool) lookAgain() {
+	if p.looking {
+		return
+	}
+	p.looking = true
+	time.AfterFunc(silence, func() {
+		p.mu.Lock()
+		p.looking = false
+		p.mu.Unlock()
+		p.pump()
+	})
+}
+
+// swift tells whether a worker has something in flight, but not for long: it has little, and answers.
+// The caller holds the pool's mu.
+func (w *worker) swift() bool {
+	return w.load > 0 && w.load < heavy && time.Since(epoch)-time.Duration(w.heard.Load()) < silence
 }
 
 // least is the room from which on a worker is given more. A token that does many things at once
@@ -88,10 +111,14 @@ func (p *Pool) feed(buf []piece) (*worker, []piece) {
 		cost, frames := w.window()
 		return w != draining && !w.suspect && !w.sending && cost-w.load >= w.least() && w.frames < frames
 	}
-	// One that works and has little left takes it along: to wake another process costs more than
-	// what is ahead takes.
-	w := p.idlest(func(w *worker) bool { return w.load > 0 && w.load < heavy && fit(w) })
+	// One that works and has little left takes it along, or will: to wake another process costs more
+	// than what is ahead takes.
+	w := p.idlest(func(w *worker) bool { return w.swift() && fit(w) })
 	if w == nil {
+		if p.queue.size < heavy && p.idlest(func(w *worker) bool { return w.swift() && w != draining && !w.suspect }) != nil {
+			p.lookAgain()
+			return nil, buf
+		}
 		w = p.idlest(fit)
 	}
 	if w != nil {

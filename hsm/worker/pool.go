@@ -30,6 +30,7 @@ type Pool struct {
 	changed chan struct{}        // guarded by mu: closed and made anew when a seat changes
 	refused error                // guarded by mu: why nobody logs in any more
 	closed  bool                 // guarded by mu
+	looking bool                 // guarded by mu: pump is called soon, whatever happens
 }
 
 var (
