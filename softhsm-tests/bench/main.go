@@ -39,8 +39,8 @@ func main() {
 	flag.StringVar(&o.kekd, "kekd", "bin/kekd", "the daemon")
 	flag.StringVar(&o.raw, "raw", "", "the raw loop's program")
 	flag.StringVar(&o.module, "module", "/usr/lib/softhsm/libsofthsm2.so", "the PKCS#11 module of the raw loop")
-	flag.DurationVar(&o.round, "round", 500*time.Millisecond, "how long each line is measured in each round")
-	flag.IntVar(&o.rounds, "rounds", 7, "how many rounds")
+	flag.DurationVar(&o.round, "round", 250*time.Millisecond, "how long each line is measured in each round")
+	flag.IntVar(&o.rounds, "rounds", 15, "how many rounds")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name contains this")
 	flood := flag.String("flood", "", "be the flood: calls or batches, of the envelope on stdin")
 	socket := flag.String("socket", "", "whose kekd.sock to flood")
@@ -107,8 +107,24 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		}
 		lines[i].measured = append(lines[i].measured, m)
 	}
+	measure := func(l load) error {
+		if o.only != "" && !strings.Contains(l.name, o.only) && !l.base {
+			return nil
+		}
+		m, err := l.run(ctx, d, o.round)
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		add(l.name, m)
+		return nil
+	}
 	for round := range o.rounds {
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, o.rounds)
+		for _, l := range d.calls() {
+			if err := measure(l); err != nil {
+				return err
+			}
+		}
 		rates, err := rawLoop(ctx, o, dir)
 		if err != nil {
 			return err
@@ -116,15 +132,10 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		for _, r := range rates {
 			add(r.name, measurement{rate: r.rate})
 		}
-		for _, l := range d.loads() {
-			if o.only != "" && !strings.Contains(l.name, o.only) && !l.base {
-				continue
+		for _, l := range d.batches() {
+			if err := measure(l); err != nil {
+				return err
 			}
-			m, err := l.run(ctx, d, o.round)
-			if err != nil {
-				return fmt.Errorf("%s: %w", l.name, err)
-			}
-			add(l.name, m)
 		}
 	}
 	print(out, lines)
