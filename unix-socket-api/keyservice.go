@@ -126,8 +126,11 @@ func (k *keyService) open(ss grpc.ServerStream) (*conn, error) {
 
 // receive reads a call's message. What cannot be decoded is the caller's error, not gRPC's.
 func receive(ss grpc.ServerStream, m any) error {
-	in := vtcodec.Incoming{Message: m}
-	if err := ss.RecvMsg(&in); err != nil {
+	return receiveInto(ss, &vtcodec.Incoming{Message: m})
+}
+
+func receiveInto(ss grpc.ServerStream, in *vtcodec.Incoming) error {
+	if err := ss.RecvMsg(in); err != nil {
 		return err
 	}
 	return undecodable(in.Err)

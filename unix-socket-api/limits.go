@@ -38,9 +38,9 @@ type Limits struct {
 	// StreamsPerConn is HTTP/2's limit of open calls on one connection. A client that obeys
 	// it, as all do, waits.
 	StreamsPerConn uint32
-	// StreamOps and StreamMessages bound what one stream has in flight. Over them the stream
-	// is not read from: its caller waits.
-	StreamOps, StreamMessages int
+	// StreamOps and StreamBytes bound what one stream has in flight, in operations and in bytes of
+	// messages. Over them the stream is not read from: its caller waits.
+	StreamOps, StreamBytes int
 	// SendTimeout ends a stream that has an answer which its caller does not take.
 	// Unsent bounds the bytes of answers that a connection's caller has not read. Over it new
 	// calls are refused, a stream's next message is not read, and if that lasts for SendTimeout
@@ -68,7 +68,7 @@ func DefaultLimits() Limits {
 		ReservedConns: 16, ReservedCalls: 64, ReservedOps: custody.MaxBatch,
 		ShareOps: 128, Company: 100 * time.Millisecond,
 		StreamsPerConn: 256,
-		StreamOps:      4 * custody.MaxBatch, StreamMessages: 64,
+		StreamOps:      4 * custody.MaxBatch, StreamBytes: 8 << 20,
 		Unsent: 8 << 20, UnsentPerUID: 32 << 20, SendTimeout: 10 * time.Second,
 		MaxMessage:      1 << 20,
 		DefaultDeadline: 10 * time.Second, MaxDeadline: 30 * time.Second,
@@ -91,10 +91,12 @@ func (l Limits) validate() error {
 	switch {
 	case min(l.ReservedConns, l.ReservedCalls, l.ReservedOps) < 0:
 		return fmt.Errorf("%w: a reservation is below 0", hierarchy.ErrInvalidArgument)
-	case l.Conns < 1 || l.ConnsPerUID < 1 || l.StrangerConns < 1 || l.ConnsPerSecond < 1 || l.ShareOps < 1 || l.Calls < 1 || l.CallsPerUID < 1 || l.StreamsPerConn < 1 || l.StreamMessages < 1:
+	case l.Conns < 1 || l.ConnsPerUID < 1 || l.StrangerConns < 1 || l.ConnsPerSecond < 1 || l.ShareOps < 1 || l.Calls < 1 || l.CallsPerUID < 1 || l.StreamsPerConn < 1:
 		return fmt.Errorf("%w: a limit is below 1", hierarchy.ErrInvalidArgument)
 	case min(l.Ops, l.OpsPerUID, l.StreamOps) < custody.MaxBatch:
 		return fmt.Errorf("%w: a limit of operations is below the %d of one batch", hierarchy.ErrInvalidArgument, custody.MaxBatch)
+	case l.StreamBytes < l.MaxMessage:
+		return fmt.Errorf("%w: a stream's limit of bytes is below that of one message, %d", hierarchy.ErrInvalidArgument, l.MaxMessage)
 	case min(l.Unsent, l.UnsentPerUID) < 1 || l.MaxMessage < 1:
 		return fmt.Errorf("%w: a limit of bytes is below 1", hierarchy.ErrInvalidArgument)
 	case min(l.Company, l.SendTimeout, l.DefaultDeadline, l.MaxDeadline, l.HandshakeTimeout) <= 0:

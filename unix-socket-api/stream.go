@@ -33,12 +33,18 @@ type pipeline struct {
 	freed  chan struct{} // of size 1: there may be room again
 	work   sync.WaitGroup
 
-	mu       sync.Mutex
-	queue    []*kekdv1.BatchRequest
-	messages int // in flight, those in the queue included
-	ops      int // the same
-	running  int
-	closed   bool // nothing more is let in
+	mu      sync.Mutex
+	queue   []message
+	ops     int // in flight, those in the queue included
+	bytes   int // the same
+	running int
+	closed  bool // nothing more is let in
+}
+
+// message is one that was let in.
+type message struct {
+	*kekdv1.BatchRequest
+	bytes int // on the wire
 }
 
 func (k *keyService) stream(_ any, ss grpc.ServerStream) error {
@@ -72,25 +78,27 @@ func (p *pipeline) read() (err error) {
 		if err := p.conn.streamTurn(p.ctx); err != nil {
 			return err
 		}
-		m := new(kekdv1.BatchRequest)
-		switch err := receive(p.ss, m); {
+		m := message{BatchRequest: new(kekdv1.BatchRequest)}
+		in := vtcodec.Incoming{Message: m.BatchRequest}
+		switch err := receiveInto(p.ss, &in); {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return err
 		}
+		m.bytes = in.Size
 		if err := checkBatch(m.Operations); err != nil {
 			if err := p.refuse(m, err); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := p.reserve(len(m.Operations)); err != nil {
+		if err := p.reserve(m); err != nil {
 			wipeOperations(m.Operations)
 			return err
 		}
 		if err := p.conn.take(p.ctx, len(m.Operations)); err != nil {
-			p.release(1, len(m.Operations))
+			p.release(len(m.Operations), m.bytes)
 			if err := p.refuse(m, err); err != nil {
 				return err
 			}
@@ -105,14 +113,15 @@ func (p *pipeline) read() (err error) {
 }
 
 // reserve waits for room for a message.
-func (p *pipeline) reserve(ops int) error {
+func (p *pipeline) reserve(m message) error {
+	ops := len(m.Operations)
 	limits := &p.k.gate.limits
 	for {
 		p.mu.Lock()
-		ok := p.messages < limits.StreamMessages && p.ops+ops <= limits.StreamOps
+		ok := p.ops+ops <= limits.StreamOps && p.bytes+m.bytes <= limits.StreamBytes
 		if ok {
-			p.messages++
 			p.ops += ops
+			p.bytes += m.bytes
 		}
 		p.mu.Unlock()
 		if ok {
@@ -126,10 +135,10 @@ func (p *pipeline) reserve(ops int) error {
 	}
 }
 
-func (p *pipeline) release(messages, ops int) {
+func (p *pipeline) release(ops, bytes int) {
 	p.mu.Lock()
-	p.messages -= messages
 	p.ops -= ops
+	p.bytes -= bytes
 	p.mu.Unlock()
 	select {
 	case p.freed <- struct{}{}:
@@ -138,7 +147,7 @@ func (p *pipeline) release(messages, ops int) {
 }
 
 // submit queues a message, and starts a runner unless enough of them run.
-func (p *pipeline) submit(m *kekdv1.BatchRequest) bool {
+func (p *pipeline) submit(m message) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -161,36 +170,37 @@ func (p *pipeline) close() {
 // run works until the queue is empty.
 func (p *pipeline) run() {
 	for {
-		messages, ops := p.next()
+		messages, ops, bytes := p.next()
 		if ops == 0 {
 			return
 		}
 		p.do(messages, ops)
 		p.conn.give(ops)
-		p.release(len(messages), ops)
+		p.release(ops, bytes)
 	}
 }
 
 // next takes what has gathered, up to a batch's size.
-func (p *pipeline) next() (messages []*kekdv1.BatchRequest, ops int) {
+func (p *pipeline) next() (messages []message, ops, bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
 	for n < len(p.queue) && ops+len(p.queue[n].Operations) <= custody.MaxBatch {
 		ops += len(p.queue[n].Operations)
+		bytes += p.queue[n].bytes
 		n++
 	}
 	if n == 0 {
 		p.running--
-		return nil, 0
+		return nil, 0, 0
 	}
 	messages = p.queue[:n:n]
 	p.queue = p.queue[n:]
-	return messages, ops
+	return messages, ops, bytes
 }
 
 // do serves messages as one batch, and answers each for itself.
-func (p *pipeline) do(messages []*kekdv1.BatchRequest, ops int) {
+func (p *pipeline) do(messages []message, ops int) {
 	reqs, resps := make([]custody.Request, ops), make([]custody.Response, ops)
 	defer wipe(reqs, resps)
 	sent := 0
@@ -242,7 +252,7 @@ func (t *turn) end() {
 }
 
 // refuse answers a whole message with an error; the stream goes on.
-func (p *pipeline) refuse(m *kekdv1.BatchRequest, err error) error {
+func (p *pipeline) refuse(m message, err error) error {
 	defer wipeOperations(m.Operations)
 	p.send.Lock()
 	defer p.send.Unlock()

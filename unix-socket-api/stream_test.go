@@ -152,10 +152,10 @@ func TestBadMessageOnAStream(t *testing.T) {
 // TestStreamIsBounded: over its limit the stream is not read from, and its sender waits.
 func TestStreamIsBounded(t *testing.T) {
 	const limit = 8
-	h := holding("slow")
-	s := openStream(t, startKeys(t, h, func(l *socketapi.Limits) { l.StreamMessages = limit }).path)
 	// What is not read waits in flow control, which has room for some messages of this size.
 	const padding = 60 << 10
+	h := holding("slow")
+	s := openStream(t, startKeys(t, h, func(l *socketapi.Limits) { l.MaxMessage, l.StreamBytes = 100<<10, limit*padding }).path)
 	m := unwraps(1, "slow")
 	m.Operations[0].GetUnwrap().Reason = string(make([]byte, padding))
 	sent := make(chan struct{}, 1000)

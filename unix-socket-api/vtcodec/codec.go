@@ -36,6 +36,7 @@ type Outgoing struct {
 // cannot be decoded: gRPC would call it an internal error.
 type Incoming struct {
 	Message any
+	Size    int // of the message, in bytes
 	Err     error
 }
 
@@ -70,6 +71,7 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return unmarshal(data, v)
 	}
+	in.Size = data.Len()
 	in.Err = unmarshal(data, in.Message)
 	return nil
 }
