@@ -38,11 +38,26 @@ func (c *call) abandon(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.ops {
-		if op := &c.ops[i]; op.Err == nil && op.Revealed == nil && op.Sealed == nil {
+		if op := &c.ops[i]; isOpen(op) {
 			op.Err = err
 		}
 	}
 	c.ops = nil
+}
+
+// isOpen tells whether an operation has no result.
+func isOpen(op *hsm.Operation) bool { return op.Err == nil && op.Revealed == nil && op.Sealed == nil }
+
+// open gives the operations that have no result yet. The others are the caller's to read.
+func (c *call) open() (late []int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.ops {
+		if isOpen(&c.ops[i]) {
+			late = append(late, i)
+		}
+	}
+	return late
 }
 
 // A piece is one operation of a call on its way through a slot.

@@ -278,18 +278,18 @@ func (t *Token) Do(ctx context.Context, ops []hsm.Operation) {
 
 // Begin is Do for a caller who has something else to do than to wait. He works with the token
 // himself while there is work, held up by a module that hangs. Then it returns nil if all
-// operations have their results, and else a function that waits for them: for a search, or for
-// another try after a while.
-func (t *Token) Begin(ops []hsm.Operation) (wait func(context.Context)) {
+// operations have their results, and else which have none yet, in order, and a function that waits
+// for those: for a search, or for another try after a while. The others are the caller's again.
+func (t *Token) Begin(ops []hsm.Operation) (late []int, wait func(context.Context)) {
 	c, s := t.push(ops)
 	if s != nil {
 		s.work(c)
 	}
 	if c == nil || c.finished() {
 		t.wait(context.Background(), c)
-		return nil
+		return nil, nil
 	}
-	return func(ctx context.Context) { t.wait(ctx, c) }
+	return c.open(), func(ctx context.Context) { t.wait(ctx, c) }
 }
 
 // push queues operations. If there is a slot, the caller has to see to it that it works. Without a

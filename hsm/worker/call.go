@@ -52,11 +52,12 @@ type piece struct {
 	cost  uint16
 	tries uint8 // workers that ended with it
 	kills uint8 // workers that were killed while they ran nothing else
+	waits bool  // in the worker, and takes no room there
 }
 
 // A frame is what was sent at once.
 type frame struct {
-	left int           // operations without a result
+	left int           // operations that have no result and do not wait
 	sent time.Duration // when, since epoch
 }
 

@@ -124,6 +124,7 @@ func Answers(ops []hsm.Operation) [][]byte {
 		frame(kindReady, readyBody), frame(kindFailed, appendError(nil, hsm.ErrPINLocked)), frame(kindResults, results),
 		frame(kindAnswer, appendAnswer(nil, &answer{id: 1, more: true, body: appendObject(nil, &object)})),
 		frame(kindAnswer, appendAnswer(nil, &answer{id: 1, err: hsm.ErrDeadline})), frame(kindAnswer, appendAnswer(nil, &answer{id: 2})),
+		frame(kindWaits, le.AppendUint32(nil, 1)),
 	}
 }
 

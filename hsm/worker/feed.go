@@ -17,6 +17,8 @@ const (
 	// silence is how long a worker may say nothing until nothing is kept for it any more: a few of the
 	// kernel's time slices.
 	silence = 20 * time.Millisecond
+	// waitingLimit is how much may be in flight to a worker that gets more, with what only waits there.
+	waitingLimit = inFlightLimit / 2
 	// triesLimit is how many workers may end with an operation, unless they were killed.
 	triesLimit = 3
 	// killsLimit is how many workers may be killed while an operation is all that they run. By the
@@ -109,7 +111,7 @@ func (p *Pool) feed(buf []piece) (*worker, []piece) {
 	fresh := p.queue.fresh.first != nil
 	fit := func(w *worker) bool {
 		cost, frames := w.window()
-		return w != draining && !w.suspect && !w.sending && cost-w.load >= w.least() && w.frames < frames
+		return w != draining && !w.suspect && !w.sending && cost-w.load >= w.least() && w.frames < frames && w.inFlight < waitingLimit
 	}
 	// One that works and has little left takes it along, or will: to wake another process costs more
 	// than what is ahead takes.
@@ -170,7 +172,7 @@ func (p *Pool) judge() *worker {
 	}
 	return p.idlest(func(w *worker) bool {
 		_, frames := w.window()
-		return !w.suspect && !w.sending && w.frames < frames && (w.role == RoleManager || p.seats[0].fault != nil)
+		return !w.suspect && !w.sending && w.frames < frames && w.inFlight < waitingLimit && (w.role == RoleManager || p.seats[0].fault != nil)
 	})
 }
 
@@ -217,7 +219,7 @@ func (w *worker) depart(pieces []piece, ids []uint32) []uint32 {
 	f := &frame{left: len(pieces), sent: time.Since(epoch)}
 	w.frames++
 	for i := range pieces {
-		pieces[i].frame = f
+		pieces[i].frame, pieces[i].waits = f, false
 		w.load += int(pieces[i].cost)
 		w.inFlight++
 		id := uint32(len(w.flights))
@@ -242,15 +244,44 @@ func (w *worker) land(id uint32) (piece, bool) {
 	x := w.flights[id]
 	w.flights[id] = piece{}
 	w.free = append(w.free, id)
-	w.load -= int(x.cost)
 	w.inFlight--
-	if x.frame.left--; x.frame.left == 0 {
-		w.frames--
+	if !x.waits {
+		w.makeRoom(&x)
 	}
 	if w.load == 0 {
 		w.suspect = false
 	}
 	return x, true
+}
+
+// makeRoom counts a piece out of what keeps the worker busy. The caller holds the pool's mu.
+func (w *worker) makeRoom(x *piece) {
+	w.load -= int(x.cost)
+	if x.frame.left--; x.frame.left == 0 {
+		w.frames--
+	}
+}
+
+// wait takes note of operations that wait in the worker. The caller pumps.
+func (w *worker) wait(frame []byte) error {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	if w.takenBack {
+		return nil
+	}
+	d := decoder{b: frame}
+	for d.more() {
+		id := d.u32()
+		if d.bad {
+			break
+		}
+		if int(id) >= len(w.flights) || w.flights[id].call == nil || w.flights[id].waits {
+			return fmt.Errorf("%w: something waits that nobody asked for", errGarbage)
+		}
+		w.flights[id].waits = true
+		w.makeRoom(&w.flights[id])
+	}
+	return d.done()
 }
 
 // send writes one frame of operations. Pieces whose callers have left lose their call.

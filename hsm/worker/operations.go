@@ -91,8 +91,9 @@ type job struct {
 	openings []hsm.Opening
 	targets  []hsm.Target
 
-	next int          // operations that were begun
-	done atomic.Int32 // operations that have their results
+	next     int          // operations that were begun
+	late     []int        // of those, in order: they wait, and are answered apart
+	answered atomic.Int32 // operations that were, and 1 when all have run
 }
 
 // parse takes the operations of a frame. Whether they are valid is for the token to say.
@@ -156,7 +157,8 @@ func (j *job) wipe() {
 	clear(j.targets)
 	j.frame, j.ops, j.ids, j.openings, j.targets = j.frame[:0], j.ops[:0], j.ids[:0], j.openings[:0], j.targets[:0]
 	j.next = 0
-	j.done.Store(0)
+	j.late = j.late[:0]
+	j.answered.Store(0)
 }
 
 // resultSize is how many bytes the result of an operation takes at most in a frame.

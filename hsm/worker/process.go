@@ -213,7 +213,7 @@ func (w *worker) listen(frames *frameReader) error {
 		if err == nil {
 			w.hear()
 			err = w.take(k, frame)
-			if landed = landed || k == kindResults; landed && !frames.another() {
+			if landed = landed || k == kindResults || k == kindWaits; landed && !frames.another() {
 				w.p.pump() // once for all frames that came together
 				landed = false
 			}
@@ -233,6 +233,8 @@ func (w *worker) take(k kind, frame []byte) error {
 	switch k {
 	case kindResults:
 		return w.results(frame)
+	case kindWaits:
+		return w.wait(frame)
 	case kindAnswer:
 		return w.answer(frame)
 	case kindReady:

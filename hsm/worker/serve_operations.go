@@ -77,36 +77,76 @@ func (s *server) take(k kind, frame []byte) error {
 	return errGarbage
 }
 
-// beginner is a token that tells when it only waits, so that others are served meanwhile.
+// beginner is a token that tells which operations only wait, so that others are served meanwhile.
 type beginner interface {
-	Begin(ops []hsm.Operation) (wait func(context.Context))
+	Begin(ops []hsm.Operation) (late []int, wait func(context.Context))
 }
 
-// runSlice runs the next slice of a frame. A slice that has to wait, for a key that is searched
-// for one, holds nobody up but its frame.
+// runSlice runs the next slice of a frame. What has to wait, for a key that is searched for one, holds
+// nobody up: it is answered by itself, and the frame after its last slice without it.
 func (s *server) runSlice() {
 	j, from, to := s.waiting.take()
-	b, ok := s.backend.Token.(beginner)
-	if !ok {
+	if b, ok := s.backend.Token.(beginner); !ok {
 		s.run(j.ops[from:to])
-		s.ran(j, to-from)
-		return
-	}
-	if wait := b.Begin(j.ops[from:to]); wait != nil {
+	} else if late, wait := b.Begin(j.ops[from:to]); wait != nil {
+		for i := range late {
+			late[i] += from
+		}
+		j.late = append(j.late, late...)
+		s.tell(j, late)
 		go func() {
 			wait(context.WithoutCancel(s.ctx))
-			s.ran(j, to-from)
+			s.answerSome(j, late)
 		}()
+	}
+	if to < len(j.ops) {
 		return
 	}
-	s.ran(j, to-from)
+	if len(j.late) == 0 {
+		s.answer(j.ids, j.ops)
+		s.answered(j, len(j.ops)+1)
+		return
+	}
+	var others []int
+	for i, late := 0, j.late; i < len(j.ops); i++ {
+		if len(late) > 0 && late[0] == i {
+			late = late[1:]
+			continue
+		}
+		others = append(others, i)
+	}
+	s.answerSome(j, others)
+	s.answered(j, 1)
 }
 
-// ran counts operations of a frame that have their results, and answers after the last.
-func (s *server) ran(j *job, n int) {
-	all := int32(len(j.ops)) // before it is counted: after that it may be another frame's already
-	if j.done.Add(int32(n)) == all {
-		s.answer(j.ids, j.ops)
+// tell tells the daemon that operations of a frame wait.
+func (s *server) tell(j *job, late []int) {
+	b := s.out.begin()
+	b, at := beginFrame(room(b, frameHead+1+4*len(late)), kindWaits)
+	for _, i := range late {
+		b = le.AppendUint32(b, j.ids[i])
+	}
+	s.out.end(endFrame(b, at))
+}
+
+// answerSome answers those operations of a frame.
+func (s *server) answerSome(j *job, which []int) {
+	if len(which) == 0 {
+		return
+	}
+	ids, ops := make([]uint32, len(which)), make([]hsm.Operation, len(which))
+	for i, at := range which {
+		ids[i], ops[i] = j.ids[at], j.ops[at]
+	}
+	s.answer(ids, ops)
+	s.answered(j, len(which))
+}
+
+// answered counts operations of a frame that were answered, and that it was run; after the last of all
+// these it lets go of the frame.
+func (s *server) answered(j *job, n int) {
+	all := int32(len(j.ops) + 1) // before it is counted: after that it may be another frame's already
+	if j.answered.Add(int32(n)) == all {
 		s.finish(j)
 	}
 }

@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -13,8 +14,14 @@ import (
 // TestUnknownKeysHoldUpNobody: the token is searched for a key that is not there, at most every
 // 50 ms, and who asks for one waits that long. Others do not.
 func TestUnknownKeysHoldUpNobody(t *testing.T) {
+	for _, workers := range []int{1, 2} {
+		t.Run(fmt.Sprintf("workers=%d", workers), func(t *testing.T) { testUnknownKeys(t, workers) })
+	}
+}
+
+func testUnknownKeys(t *testing.T, workers int) {
 	c := kept(t)
-	p := openPool(t, worker.Config{Command: commandOf(t, c), Workers: 2})
+	p := openPool(t, worker.Config{Command: commandOf(t, c), Workers: workers})
 	s := mint(t, p, acme, 1)
 	s.do(t, p, 256)
 

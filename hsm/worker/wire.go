@@ -33,11 +33,12 @@ const (
 	kindFailed                     // it could not be opened, or is lost. The last frame
 	kindResults                    // results until the end of the frame
 	kindAnswer                     // one request's answer, or a part of it
+	kindWaits                      // operations that wait for something there, and keep nobody from the token
 )
 
 // protocolVersion is raised when a frame changes. Daemon and worker are one binary, so it only
 // tells a mistake.
-const protocolVersion = 2
+const protocolVersion = 3
 
 // errGarbage is what is read that no peer of ours writes.
 var errGarbage = errors.New("a frame that makes no sense")

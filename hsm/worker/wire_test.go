@@ -272,7 +272,7 @@ func TestListen(t *testing.T) {
 		ops[i].Revealed, ops[i].Sealed, ops[i].Err = nil, nil, nil
 	}
 	answers := worker.Answers(want)
-	must(t, worker.Listen(bytes.Join([][]byte{answers[0], answers[2], answers[3], answers[4], answers[5]}, nil), ops))
+	must(t, worker.Listen(bytes.Join([][]byte{answers[0], answers[6], answers[2], answers[3], answers[4], answers[5]}, nil), ops))
 	if !bytes.Equal(ops[0].Revealed, want[0].Revealed) || len(ops[1].Sealed) != 1 || !errors.Is(ops[3].Err, hsm.ErrTagMismatch) {
 		t.Errorf("results: %+v", ops)
 	}
@@ -283,6 +283,9 @@ func TestListen(t *testing.T) {
 		"twice ready":      bytes.Repeat(answers[0], 2),
 		"results twice":    bytes.Repeat(answers[2], 2),
 		"an answer twice":  bytes.Repeat(answers[5], 2),
+		"waits twice":      bytes.Repeat(answers[6], 2),
+		"waits no more":    slices.Concat(answers[2], answers[6]),
+		"half an id":       {4, 0, 0, 0, answers[6][4], 0, 0, 0},
 		"an empty frame":   {0, 0, 0, 0},
 		"too long a frame": {0xff, 0xff, 0xff, 0x7f, 1},
 		"a daemon's frame": worker.Hello(worker.RoleServer),

@@ -130,9 +130,10 @@ func spread(ctx context.Context, o options, n devcluster.Node, envelopes [][]byt
 		}, nil
 	}}
 	d := &daemon{node: n}
-	// Keys become hot in the first one.
-	if _, err = l.run(ctx, d, 10*o.round); err == nil {
-		m, err = l.run(ctx, d, 3*o.round)
+	// In the first one each key is used often enough to get a session copy from each worker.
+	hot := max(10*o.round, time.Duration(len(envelopes))*2*time.Millisecond)
+	if _, err = l.run(ctx, d, hot); err == nil {
+		m, err = l.run(ctx, d, 6*o.round)
 	}
 	if err == nil {
 		after, err = resident(n.PID)
