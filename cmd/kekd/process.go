@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,24 +46,6 @@ func has(capability uint) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
 	return unix.Capget(&header, &sets[0]) == nil && sets[0].Effective&(1<<capability) != 0
-}
-
-// gcPercent lets the heap grow to five times what is live before it is collected. Little is
-// live, a few megabytes, and each call leaves some kilobytes behind: at Go's default of 100 a
-// busy daemon spends a third of its time on collecting.
-//
-// That holds up to memoryLimit, in bytes. What one user can have the daemon hold at once, with
-// streams that he never reads, was measured at 290 MB; five times that would be his to take too.
-const (
-	gcPercent   = 400
-	memoryLimit = 512 << 20
-)
-
-func tuneGC() {
-	debug.SetGCPercent(gcPercent)
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
-	}
 }
 
 // spareP lets one thread more run Go code than there are processors. One is in the journal's sync

@@ -92,7 +92,7 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	}
 	n := &node{config: c, self: self, log: log.With("node", self.Node)}
 	n.warnings = harden(c.LockMemory)
-	tuneGC()
+	limitMemory()
 	spareP()
 	for _, w := range n.warnings {
 		n.log.Warn(w)
@@ -108,6 +108,7 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	if err := n.listen(failed); err != nil {
 		return err
 	}
+	go keepGCRoom(ctx)
 	n.log.Info("serving", "cluster", self.ClusterID.String(), "id", self.NodeID.String(), "region", self.Region, "socket", c.Socket.Path)
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		n.log.Warn("systemd was not told that this node is ready", "error", err)

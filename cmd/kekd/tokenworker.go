@@ -40,7 +40,7 @@ func runTokenWorker(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	harden(c.LockMemory) // the daemon has warned
-	tuneGC()
+	limitMemory()
 	return worker.Serve(ctx, func(ctx context.Context, role worker.Role, pin []byte) (worker.Backend, error) {
 		return openBackend(ctx, c.HSM, role, pin, log.With("node", c.Node.Name, "worker", role.String()))
 	})
