@@ -56,17 +56,9 @@ func newDaemon(ctx context.Context, n devcluster.Node) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	api, closer, err := client.DialKeys(n.Socket)
-	if err != nil {
+	if err := d.dial(); err != nil {
 		return nil, err
 	}
-	d.closers = append(d.closers, closer)
-	// The empty call goes over the very connection of the others.
-	d.api, d.health = api, grpc_health_v1.NewHealthClient(closer.(grpc.ClientConnInterface))
-	if d.client, err = client.Dial(n.Socket); err != nil {
-		return nil, err
-	}
-	d.closers = append(d.closers, d.client)
 	made, err := d.api.GenerateDataKey(ctx, &kekdv1.GenerateDataKeyRequest{Key: "acme/orders", Context: d.context})
 	if err != nil {
 		return nil, err
@@ -76,10 +68,26 @@ func newDaemon(ctx context.Context, n devcluster.Node) (*daemon, error) {
 	return d, err
 }
 
+func (d *daemon) dial() error {
+	api, closer, err := client.DialKeys(d.node.Socket)
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, closer)
+	// The empty call goes over the very connection of the others.
+	d.api, d.health = api, grpc_health_v1.NewHealthClient(closer.(grpc.ClientConnInterface))
+	if d.client, err = client.Dial(d.node.Socket); err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.client)
+	return nil
+}
+
 func (d *daemon) close() {
 	for _, c := range d.closers {
 		_ = c.Close()
 	}
+	d.closers = nil
 }
 
 // load is one way of calling.
@@ -168,18 +176,7 @@ func (d *daemon) calls() []load {
 func (d *daemon) batches() []load {
 	var all []load
 	for _, size := range []int{128, 1024} {
-		for _, flight := range []int{1, 4} {
-			all = append(all, load{fmt.Sprintf("batch of %d, %d in flight", size, flight), false, flight, size, func(ctx context.Context) (func() error, error) {
-				req := &kekdv1.BatchRequest{Operations: d.unwraps(size)}
-				return func() error {
-					resp, err := d.api.Batch(ctx, req)
-					if err != nil {
-						return err
-					}
-					return check(resp, size)
-				}, nil
-			}})
-		}
+		all = append(all, d.batch(size, 1), d.batch(size, 4))
 	}
 	all = append(all,
 		load{"stream of batches of 1024", false, 1, 1024, d.pipelined(1024, 4)},
@@ -190,6 +187,19 @@ func (d *daemon) batches() []load {
 		d.victim("victim, flood of 8 batches of 1024", "batches"),
 	)
 	return all
+}
+
+func (d *daemon) batch(size, flight int) load {
+	return load{fmt.Sprintf("batch of %d, %d in flight", size, flight), false, flight, size, func(ctx context.Context) (func() error, error) {
+		req := &kekdv1.BatchRequest{Operations: d.unwraps(size)}
+		return func() error {
+			resp, err := d.api.Batch(ctx, req)
+			if err != nil {
+				return err
+			}
+			return check(resp, size)
+		}, nil
+	}}
 }
 
 func (d *daemon) unwraps(n int) []*kekdv1.Operation {

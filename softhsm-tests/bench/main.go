@@ -28,6 +28,7 @@ import (
 
 type options struct {
 	kekd, raw, module string
+	faults            string
 	round             time.Duration
 	rounds            int
 	only              string
@@ -39,6 +40,7 @@ func main() {
 	flag.StringVar(&o.kekd, "kekd", "bin/kekd", "the daemon")
 	flag.StringVar(&o.raw, "raw", "", "the raw loop's program")
 	flag.StringVar(&o.module, "module", "/usr/lib/softhsm/libsofthsm2.so", "the PKCS#11 module of the raw loop")
+	flag.StringVar(&o.faults, "faults", "", "the module that is a network HSM")
 	flag.DurationVar(&o.round, "round", 250*time.Millisecond, "how long each line is measured in each round")
 	flag.IntVar(&o.rounds, "rounds", 15, "how many rounds")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name contains this")
@@ -136,6 +138,11 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 			if err := measure(l); err != nil {
 				return err
 			}
+		}
+	}
+	if strings.Contains(network, o.only) {
+		if err := measureNetwork(ctx, o, dir, add); err != nil {
+			return fmt.Errorf("%s: %w", network, err)
 		}
 	}
 	print(out, lines)
