@@ -12,8 +12,10 @@
 // The record of an unwrap is complete before the token is asked, and is written while the token
 // works: it says that the unwrap is authorised, and what comes of it otherwise gets a second one.
 //
-// Parsing, policy, counting, tokens and the journal are other packages'; custody joins them and
-// keeps no state of its own. A failure anywhere ends with no plaintext handed out.
+// Parsing, policy, counting, tokens and the journal are other packages'; custody joins them. From
+// one request to the next it keeps nothing but a count, package quota's, of the refusals that the
+// journal was spared: no request is decided by it. A failure anywhere ends with no plaintext handed
+// out.
 package custody
 
 import (
@@ -49,7 +51,7 @@ type Custody struct {
 	budget  Budget
 	now     func() time.Time // for the records; decides nothing
 
-	refusals quota.Refusals
+	refusals quota.Refusals // those without a record of their own
 }
 
 // New joins the parts.

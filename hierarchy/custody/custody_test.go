@@ -510,6 +510,46 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 }
 
+// At the end there is no later record that would bring the numbers along, and no second more.
+func TestRefusalsAreRecordedAtTheEnd(t *testing.T) {
+	w := newWorld(t)
+	before := w.journal.count()
+	if err := w.RecordRefusals(t.Context()); err != nil || w.journal.count() != before {
+		t.Fatalf("%v, and %d records of nothing", err, w.journal.count()-before)
+	}
+	refused := func() {
+		t.Helper()
+		reqs := make([]custody.Request, quota.RefusalsPerSecond+5)
+		for i := range reqs {
+			reqs[i] = custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"}
+		}
+		w.Do(t.Context(), stranger, reqs, make([]custody.Response, len(reqs)))
+	}
+	refused()
+	before = w.journal.count()
+	waited := false
+	w.journal.during = []func(){func() { waited = true }}
+	if err := w.RecordRefusals(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := w.journal.since(before)
+	if len(got) != 1 || got[0].Kind != "refusals" || got[0].Caller.UID != stranger.UID || !strings.HasPrefix(got[0].Detail, "5 more refusals") {
+		t.Fatalf("%+v", got)
+	}
+	if !waited {
+		t.Error("the record was not waited for")
+	}
+	if err := w.RecordRefusals(t.Context()); err != nil || w.journal.count() != before+1 {
+		t.Errorf("%v, and %d records instead of one", err, w.journal.count()-before)
+	}
+
+	refused()
+	w.journal.waitErr = errors.New("the disk is full")
+	if err := w.RecordRefusals(t.Context()); !errors.Is(err, w.journal.waitErr) {
+		t.Errorf("the number may be lost, and nobody is told: %v", err)
+	}
+}
+
 func TestRecordsNameTheirTenantAndEnvelope(t *testing.T) {
 	w := newWorld(t)
 	env := w.sealed(acmeApp, "acme/orders")

@@ -89,7 +89,8 @@ func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []i
 		return
 	}
 	if w.err == nil {
-		c.recordRefusals(ctx)
+		// How many more were refused: nothing that leaves depends on it.
+		_, _ = c.appendRefusals(ctx, c.refusals.Ended(c.now()))
 		w.err = c.journal.Wait(ctx, w.position)
 	}
 	if w.err == nil {

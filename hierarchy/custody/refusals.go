@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/quota"
 )
 
 // countRefusals leaves those without a record of their own that a user has had too many of: they
@@ -35,23 +37,38 @@ func (c *Custody) countRefusals(who hierarchy.Principal, items []item) {
 	}
 }
 
-// recordRefusals writes how many refusals of seconds that are over have no record of their own.
-// Nothing waits for these records: they say nothing that leaves the node.
-func (c *Custody) recordRefusals(ctx context.Context) {
-	ended := c.refusals.Ended(c.now())
-	for len(ended) > 0 {
-		n := min(len(ended), audit.MaxAppend)
-		records := make([]audit.Record, n)
-		for i, more := range ended[:n] {
+// RecordRefusals writes, durably, how many refusals have no record of their own, also those of a
+// second that is not over. It is for the end: the journal is to be closed next, and nothing is
+// served any more. An error means that the numbers may be lost.
+func (c *Custody) RecordRefusals(ctx context.Context) error {
+	counted := c.refusals.All()
+	if len(counted) == 0 {
+		return nil
+	}
+	p, err := c.appendRefusals(ctx, counted)
+	if err == nil {
+		err = c.journal.Wait(ctx, p)
+	}
+	if err != nil {
+		return fmt.Errorf("record how many refusals were not recorded one by one: %w", err)
+	}
+	return nil
+}
+
+// appendRefusals returns where the records of them end.
+func (c *Custody) appendRefusals(ctx context.Context, counted []quota.Uncounted) (end audit.Position, err error) {
+	for some := range slices.Chunk(counted, audit.MaxAppend) {
+		records := make([]audit.Record, len(some))
+		for i, more := range some {
 			records[i] = audit.Record{
 				Kind: "refusals", At: c.now(), Caller: &hierarchy.Principal{UID: more.UID},
 				Outcome: audit.OutcomeDenied, Code: hierarchy.Code(hierarchy.ErrPermissionDenied),
 				Detail: fmt.Sprintf("%d more refusals of this user in the second from %s", more.Count, more.Since.UTC().Format(time.RFC3339Nano)),
 			}
 		}
-		if _, err := c.journal.Append(ctx, records); err != nil {
-			return // what follows cannot be written either, and says so
+		if end, err = c.journal.Append(ctx, records); err != nil {
+			return end, err
 		}
-		ended = ended[n:]
 	}
+	return end, nil
 }

@@ -53,10 +53,19 @@ func (r *Refusals) Admit(uid uint32, now time.Time, n int) int {
 // Ended returns the seconds that are over and had more refusals than are recorded one by one, each
 // once.
 func (r *Refusals) Ended(now time.Time) []Uncounted {
+	return r.take(func(u *refused) bool { return over(u, now) })
+}
+
+// All is Ended for all seconds, over or not: nobody will ask again.
+func (r *Refusals) All() []Uncounted {
+	return r.take(func(*refused) bool { return true })
+}
+
+func (r *Refusals) take(which func(*refused) bool) []Uncounted {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for uid, u := range r.users {
-		if over(u, now) {
+		if which(u) {
 			r.end(uid, u)
 			delete(r.users, uid)
 		}

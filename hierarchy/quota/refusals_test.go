@@ -39,4 +39,12 @@ func TestRefusals(t *testing.T) {
 	if got := r.Ended(now.Add(time.Hour)); got != nil {
 		t.Fatalf("told twice: %v", got)
 	}
+	r.Admit(7, now, quota.RefusalsPerSecond+3)
+	want = []quota.Uncounted{{UID: 7, Since: now, Count: 3}}
+	if diff := cmp.Diff(want, r.All()); diff != "" {
+		t.Fatalf("a second that is not over:\n%s", diff)
+	}
+	if got := r.All(); got != nil {
+		t.Fatalf("told twice: %v", got)
+	}
 }
