@@ -88,6 +88,25 @@ func TestPINRefusedLater(t *testing.T) {
 	}
 }
 
+// TestPINRefusedToAll: workers that end together try a PIN once, together.
+func TestPINRefusedToAll(t *testing.T) {
+	c, m := faulty(t)
+	p := openPool(t, worker.Config{Command: commandOf(t, c, m.Env()...), Workers: 4, BackOff: 50 * time.Millisecond})
+	logins := m.Counters.Calls("C_Login")
+	m.Control.Set("C_Login error=CKR_PIN_INCORRECT")
+	for _, w := range p.Workers() {
+		signal(t, w.PID, syscall.SIGKILL)
+	}
+	await(t, "no worker will come", func() bool {
+		ops := []hsm.Operation{{Lane: acme, Plaintext: []byte("x"), To: []hsm.Target{{AAD: aad}}}}
+		p.Do(soon(t), ops)
+		return errors.Is(ops[0].Err, hsm.ErrPINIncorrect)
+	})
+	if n := m.Counters.Calls("C_Login") - logins; n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	c := kept(t)
 	with := func(change func(*workerConfig)) worker.Config {

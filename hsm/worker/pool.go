@@ -20,6 +20,7 @@ type Pool struct {
 	known   bool             // whether public is. Only the manager's seat looks
 	public  crypto.PublicKey // of the identity, as the first manager told it; nil: none. Fixed when Open returns
 	closing chan struct{}
+	login   chan struct{}  // of size 1: held by who starts a worker
 	keepers sync.WaitGroup // one for each seat
 
 	mu      sync.Mutex
@@ -48,7 +49,7 @@ const firstTries = 2
 // the token is returned, wrapping one of package hsm's errors.
 func Open(ctx context.Context, cfg Config) (*Pool, error) {
 	p := &Pool{
-		cfg: cfg.withDefaults(), spawn: newSpawner(), closing: make(chan struct{}),
+		cfg: cfg.withDefaults(), spawn: newSpawner(), closing: make(chan struct{}), login: make(chan struct{}, 1),
 		alive: map[*worker]struct{}{}, changed: make(chan struct{}),
 	}
 	p.queue = newQueue(p.cfg.LaneLimit)
@@ -285,9 +286,9 @@ func (p *Pool) Healthy(ctx context.Context) error {
 		p.mu.Unlock()
 		switch {
 		case refused != nil:
-			return fmt.Errorf("%w: %w", hsm.ErrUnavailable, refused)
+			return refused
 		case fault != nil:
-			return fmt.Errorf("%w: %w", hsm.ErrUnavailable, fault)
+			return fault
 		}
 		if err := ask(ctx, workers); !errors.Is(err, errGone) {
 			return err

@@ -62,10 +62,11 @@ func (p *Pool) replace(s *seat, wait time.Duration) (*worker, time.Duration) {
 		if p.isClosed() {
 			return nil, 0
 		}
-		p.cfg.Log.Error("a token worker does not start", "role", s.role.String(), "reason", err.Error(), "again_in", wait)
 		if p.blame(s, err) {
+			p.cfg.Log.Error("a token worker does not start, and none is started any more: put the PIN right, then restart", "role", s.role.String(), "reason", err.Error())
 			return nil, 0
 		}
+		p.cfg.Log.Error("a token worker does not start", "role", s.role.String(), "reason", err.Error(), "again_in", wait)
 	}
 }
 
@@ -83,14 +84,9 @@ func refuses(err error) bool {
 // blame takes note of a start that failed. What has waited for too long ends with it. It tells
 // whether that was the last start.
 func (p *Pool) blame(s *seat, err error) (final bool) {
-	if !errors.Is(err, hsm.ErrUnavailable) {
-		err = fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
-	}
+	err = unavailable(err)
 	p.mu.Lock()
-	if final = refuses(err); final && p.refused == nil {
-		p.refused = err
-	}
-	if final || time.Since(s.since) > p.cfg.Patience {
+	if final = refuses(err); final || time.Since(s.since) > p.cfg.Patience {
 		s.fault = err
 	}
 	var waiting []piece
@@ -105,8 +101,17 @@ func (p *Pool) blame(s *seat, err error) (final bool) {
 }
 
 // launch starts a process for a seat and waits until it serves. An error that the worker itself
-// told is a toldError.
+// told is a toldError. One logs in at a time: a PIN that the token refuses now, though it took it
+// before, costs one try, and not one for each worker that ended together with others.
 func (p *Pool) launch(ctx context.Context, s *seat) (*worker, error) {
+	select {
+	case p.login <- struct{}{}:
+		defer func() { <-p.login }()
+	case <-p.closing:
+		return nil, errClosed()
+	case <-ctx.Done():
+		return nil, late(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.StartTimeout)
 	defer cancel()
 	p.mu.Lock()
@@ -122,9 +127,19 @@ func (p *Pool) launch(ctx context.Context, s *seat) (*worker, error) {
 	p.mu.Unlock()
 	w, err := p.open(ctx, s)
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	s.launching, s.missed = false, nil
-	p.mu.Unlock()
+	if refuses(err) && p.refused == nil {
+		p.refused = unavailable(err) // before the next one may try
+	}
 	return w, err
+}
+
+func unavailable(err error) error {
+	if errors.Is(err, hsm.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
 }
 
 func (p *Pool) open(ctx context.Context, s *seat) (*worker, error) {
