@@ -66,8 +66,9 @@ type devNode struct {
 }
 
 type devCluster struct {
-	dir   string
-	nodes []*devNode
+	dir    string
+	nodes  []*devNode
+	served bool // cluster.json is this run's
 }
 
 func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
@@ -87,6 +88,10 @@ func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer unlock()
+	// Who waits for it waits for this run: the last one's would let him through at once.
+	if err := os.Remove(clusterFile(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 
 	c := &devCluster{dir: dir, nodes: []*devNode{{name: devRegion + "-1", Region: devRegion, Role: "voting"}}}
 	defer c.stop(stderr)
@@ -101,6 +106,7 @@ func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
 	if err := c.write(); err != nil {
 		return err
 	}
+	c.served = true
 	c.printExports(stdout)
 	return c.watch(ctx, stderr)
 }
@@ -269,6 +275,8 @@ func tailOf(path string, from int64) string {
 	return string(b)
 }
 
+func clusterFile(dir string) string { return filepath.Join(dir, "cluster.json") }
+
 // write makes cluster.json true.
 func (c *devCluster) write() error {
 	b, err := json.MarshalIndent(struct {
@@ -277,7 +285,7 @@ func (c *devCluster) write() error {
 	if err != nil {
 		return err
 	}
-	return writeFileAtomic(filepath.Join(c.dir, "cluster.json"), append(b, '\n'), 0o644)
+	return writeFileAtomic(clusterFile(c.dir), append(b, '\n'), 0o644)
 }
 
 func (c *devCluster) printExports(w io.Writer) {
@@ -337,6 +345,9 @@ func (c *devCluster) stop(stderr io.Writer) {
 			<-n.exited
 		}
 		n.PID = 0
+	}
+	if !c.served {
+		return
 	}
 	if err := c.write(); err != nil {
 		slog.Warn("cluster.json was not updated", "error", err)
