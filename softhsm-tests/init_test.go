@@ -228,6 +228,29 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 			}
 		}
 	})
+	t.Run("somebody else's directories", func(t *testing.T) {
+		for name, dir := range map[string]func(*node) string{"data_dir": func(n *node) string { return n.DataDir }, "softhsm": func(n *node) string { return n.SoftHSM }} {
+			n := base.in(t)
+			n.writeConfig()
+			if err := os.Chown(dir(n), 65534, 65534); err != nil {
+				t.Fatal(err)
+			}
+			t.Log(name)
+			for _, command := range []string{"serve", "init"} {
+				n.refused(1, []string{dir(n) + " belongs to uid 65534", "runuser"}, command)
+			}
+			if err := os.Chown(dir(n), 0, 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir(n), 0o770); err != nil {
+				t.Fatal(err)
+			}
+			n.refused(1, []string{dir(n) + " can be written to by others", "chmod go-w"}, "serve")
+			if err := os.Chmod(dir(n), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 	t.Run("no configuration", func(t *testing.T) {
 		for _, command := range []string{"serve", "init"} {
 			out, err := newNode(t).command(command, "--config", "/nonexistent/kekd.toml").CombinedOutput()

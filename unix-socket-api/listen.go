@@ -32,6 +32,9 @@ func Listen(path string, mode fs.FileMode, group int) (*Listener, error) {
 		return nil, fmt.Errorf("%w: socket path %s has %d bytes, the kernel takes %d", hierarchy.ErrInvalidArgument, path, len(path), len(unix.RawSockaddrUnix{}.Path)-1)
 	}
 	unlock, err := lockPath(path, lockPatience)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("socket %s: its directory is not there: make it, or have systemd do it by RuntimeDirectory=: %w", path, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}

@@ -77,7 +77,7 @@ func establish(ctx context.Context, socket string, conn io.Closer, err error) er
 		}
 		if !c.WaitForStateChange(ctx, state) {
 			return errors.Join(&fault{exit: exitLocal, code: apierr.CodeUnavailable, message: "kekd takes no connection at " + socket,
-				hint: "it may have as many as it allows: see its log, and try again"}, conn.Close())
+				hint: "its process may hang, or have as many connections as it allows: see its log, and try again"}, conn.Close())
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/BurntSushi/toml"
 
@@ -177,24 +176,3 @@ func (m fileMode) perm() fs.FileMode { return fs.FileMode(m) }
 
 // MarshalText is the inverse of UnmarshalText.
 func (m fileMode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }
-
-// mustBeOurs refuses a file or directory that somebody else can write to. A configuration names
-// the module that is loaded with the daemon's rights, and a directory's owner decides what is in
-// it.
-func mustBeOurs(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("%s: its owner cannot be told", path)
-	}
-	if owner.Uid != 0 && owner.Uid != uint32(os.Geteuid()) {
-		return fmt.Errorf("%s belongs to uid %d, who could change what this process does: it has to be root's or uid %d's", path, owner.Uid, os.Geteuid())
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s can be written to by others (mode %04o): run chmod go-w on it", path, info.Mode().Perm())
-	}
-	return nil
-}

@@ -52,6 +52,9 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 		return err
 	}
 	harden(false)
+	if err := c.mustBeOurOwn(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return err
 	}

@@ -55,6 +55,7 @@ type node struct {
 	log      *slog.Logger
 	warnings []string // of the start, for status
 
+	repairs    *repairs
 	token      *worker.Pool
 	journal    *audit.Journal
 	raft       *cluster.Node
@@ -76,6 +77,9 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	}
 	log, err := newLogger(stderr, c.Log)
 	if err != nil {
+		return err
+	}
+	if err := c.mustBeOurOwn(); err != nil {
 		return err
 	}
 	self, err := loadNode(c, o.config)
@@ -130,11 +134,11 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 
 // start opens the parts, each on those before it.
 func (n *node) start(ctx context.Context, o serveOptions) (err error) {
-	repaired, err := repair(ctx, n.config.HSM, n.log)
-	if err != nil {
+	n.repairs = newRepairs(n.log)
+	if err := repair(ctx, n.config.HSM, n.repairs.report(n.config.HSM.SoftHSM)); err != nil {
 		return err
 	}
-	if n.token, err = openWorkers(ctx, n.config, o.config, n.log); err != nil {
+	if n.token, err = openWorkers(ctx, n.config, o.config, n.repairs, n.log); err != nil {
 		return err
 	}
 	n.running.started("the token's workers", stopToken, n.token.Close)
@@ -152,9 +156,10 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 		return err
 	}
 	// After Raft, which knows where the journal has to be, and anchors its last checkpoint.
-	if err := n.startJournal(ctx, o, repaired); err != nil {
+	if err := n.startJournal(ctx, o); err != nil {
 		return err
 	}
+	n.running.started("the records of repairs", stopRepairs, n.repairs.record(n.journal))
 	n.wraps = quota.NewWraps(n.self.NodeID, n.self.RegionID, proposer{n.raft})
 	n.running.started("the share of seals", stopWraps, n.returnWraps)
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/kekd/kekd/hsm"
 )
@@ -67,6 +68,12 @@ func ReadPIN(source string) (PIN, error) {
 	}
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
 		return PIN{}, fmt.Errorf("%w: everybody on this machine may access %s (mode %04o): run chmod 0640 or 0600 on it, and change the PIN", hsm.ErrPINMissing, path, mode)
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 && owner.Uid != uint32(os.Geteuid()) {
+		return PIN{}, fmt.Errorf("%w: %s belongs to uid %d, who may read and change it: it has to be root's or uid %d's", hsm.ErrPINMissing, path, owner.Uid, os.Geteuid())
+	}
+	if mode := info.Mode().Perm(); mode&0o020 != 0 {
+		return PIN{}, fmt.Errorf("%w: others can write to %s (mode %04o): run chmod 0640 or 0600 on it", hsm.ErrPINMissing, path, mode)
 	}
 	b := make([]byte, maxPIN+3) // room for a line break, and for one byte too many
 	n, err := io.ReadFull(f, b)

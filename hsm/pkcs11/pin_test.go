@@ -60,6 +60,7 @@ func TestReadPIN(t *testing.T) {
 		dir:                               "not a file",
 		write("world", "p1n", 0o644):      "chmod",
 		write("worldw", "p1n", 0o602):     "chmod",
+		write("groupw", "p1n", 0o660):     "chmod",
 		write("empty", "\n", 0o600):       "empty",
 		write("two", "p1n\np1n\n", 0o600): "line break",
 		write("nul", "p1\x00n", 0o600):    "NUL",
@@ -81,6 +82,23 @@ func TestReadPIN(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	if _, err := pkcs11.ReadPIN("line"); !errors.Is(err, hsm.ErrPINMissing) || !strings.Contains(err.Error(), "LoadCredential") {
 		t.Errorf("a credential without systemd: %v", err)
+	}
+}
+
+// TestPINOfSomebodyElse: whoever owns the file can give the daemon another PIN, and wear out the tries.
+func TestPINOfSomebodyElse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("run it as root: a file has to be given away")
+	}
+	path := filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(path, []byte("p1n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(path, 65534, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pkcs11.ReadPIN(path); !errors.Is(err, hsm.ErrPINMissing) || !strings.Contains(err.Error(), "uid 65534") {
+		t.Errorf("%v, want ErrPINMissing that names the owner", err)
 	}
 }
 

@@ -76,7 +76,7 @@ func (m *module) find(u URI) (uint, pkcs11.TokenInfo, error) {
 	}
 	switch len(fits) {
 	case 0:
-		return 0, info, fmt.Errorf("%w: module %s: %s; set token= or serial= to one of these, or initialise one", hsm.ErrNoToken, m.path, have)
+		return 0, info, fmt.Errorf("%w: module %s: %s; set token= or serial= to the one that the keys are in (a new token opens nothing that was sealed)", hsm.ErrNoToken, m.path, have)
 	case 1:
 		return fits[0], info, nil
 	}
