@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -325,6 +326,105 @@ func TestRotatedMeanwhile(t *testing.T) {
 	}
 	if o := w.do(acmeApp, custody.Request{Op: hierarchy.OpUnwrap, Envelope: r.Envelope}); o.Err != nil || !o.NeedsRewrap {
 		t.Fatalf("%+v", o)
+	}
+}
+
+// After a rotation in the middle the present version is another, and the one that sealed is looked
+// at all the same: what it sealed would not open any more.
+func TestRotatedAndTakenOutOfUseMeanwhile(t *testing.T) {
+	for name, when := range map[string]func(w *world, f func()){
+		"while the token works":      func(w *world, f func()) { w.token.during = f },
+		"while the record is synced": func(w *world, f func()) { w.journal.during = []func(){f} },
+	} {
+		for _, action := range []commandpb.VersionAction{commandpb.VersionAction_VERSION_ACTION_SUSPEND, commandpb.VersionAction_VERSION_ACTION_COMPROMISE} {
+			for op, reveals := range map[hierarchy.Op]bool{hierarchy.OpWrap: false, hierarchy.OpDataKey: true} {
+				t.Run(fmt.Sprintf("%s/%v/%s", name, action, op), func(t *testing.T) {
+					w := newWorld(t)
+					when(w, func() {
+						w.token.during = nil
+						w.rotate("acme", 1)
+						w.version("acme", 1, action)
+					})
+					r := custody.Request{Op: op, Key: "acme/orders"}
+					if op == hierarchy.OpWrap {
+						r.Plaintext = []byte("0123456789abcdef")
+					}
+					wantErr(t, w.do(acmeApp, r), hierarchy.ErrVersionDisabled)
+					if n := len(w.token.handed); reveals && (n != 1 || !bytes.Equal(w.token.handed[0], make([]byte, custody.DefaultDataKey))) {
+						t.Errorf("the data key was not wiped, of %d", n)
+					}
+					if last := w.journal.since(w.journal.count() - 1)[0]; last.Outcome == audit.OutcomeOK || last.Code != "KEY_VERSION_DISABLED" {
+						t.Errorf("the last record: %+v", last)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A version that a region has minted, and another has not, seals nothing and opens nothing: its key
+// is usable in the token, for the tests that come first.
+func TestAVersionThatIsNotActiveYet(t *testing.T) {
+	w := newWorld(t)
+	old := w.sealed(acmeApp, "acme/orders")
+	us := hierarchy.RegionID{ID: hierarchy.ID(id("us"))}
+	tenant, _ := w.state.TenantByName("acme")
+	tenant.Placement = append(tenant.Placement, us) // no command does that yet
+	w.rotate("acme", 1)
+	k, _ := w.state.KeyByName(tenant.ID, "orders")
+	if v := k.Newest(); v.State != hierarchy.PreActive || !v.Regions[0].Minted || v.Regions[1].Minted {
+		t.Fatalf("%+v", v)
+	}
+	asked := w.token.asked
+	forged := w.alter(old, func(e *envelope.Envelope) { e.Version = 2 })
+	for _, op := range []hierarchy.Op{hierarchy.OpUnwrap, hierarchy.OpRewrap} {
+		wantErr(t, w.do(acmeApp, custody.Request{Op: op, Envelope: forged}), hierarchy.ErrVersionDisabled)
+	}
+	if w.token.asked != asked {
+		t.Error("the token was asked")
+	}
+	if r := w.do(acmeApp, custody.Request{Op: hierarchy.OpDataKey, Key: "acme/orders"}); r.Err != nil || r.Version != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A region opens with its own key what it sealed itself. What another one sealed needs a bridge, and
+// is told so from an altered envelope.
+func TestOtherRegionsEnvelopes(t *testing.T) {
+	w := newWorld(t)
+	good := w.sealed(acmeApp, "acme/orders")
+	us := hierarchy.RegionID{ID: hierarchy.ID(id("us"))}
+	asked := w.token.asked
+	for name, sealed := range map[string][]byte{
+		"sealed in another region":          w.alter(good, func(e *envelope.Envelope) { e.SealedIn = us }),
+		"sealed for another region, not us": w.alter(good, func(e *envelope.Envelope) { e.SealedIn, e.Recipients[0].Region = us, us }),
+	} {
+		for _, op := range []hierarchy.Op{hierarchy.OpUnwrap, hierarchy.OpRewrap} {
+			if r := w.do(acmeApp, custody.Request{Op: op, Envelope: sealed}); !errors.Is(r.Err, hierarchy.ErrFailedPrecondition) {
+				t.Errorf("%s: %s: %v", name, op, r.Err)
+			}
+		}
+	}
+	if w.token.asked != asked {
+		t.Error("the token was asked")
+	}
+}
+
+// What no record says was to be released is not said to have been withheld either: a journal that
+// fails for a moment has nothing of the request.
+func TestWhatWasNeverRecordedIsNotWithheld(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	before := w.journal.count()
+	for _, r := range []custody.Request{
+		{Op: hierarchy.OpUnwrap, Envelope: env},
+		{Op: hierarchy.OpDataKey, Key: "acme/orders"},
+	} {
+		w.journal.failing = 1
+		wantErr(t, w.do(acmeApp, r), hierarchy.ErrAuditUnavailable)
+		if got := w.journal.since(before); len(got) != 0 {
+			t.Errorf("%s: recorded: %+v", r.Op, got)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/audit"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/custody"
+	"github.com/kekd/kekd/hierarchy/envelope"
 	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
@@ -135,6 +136,21 @@ func (w *world) rotate(tenant string, after uint32) {
 		TenantId: id(tenant), KeyId: id(tenant + "/orders"), AfterVersion: after, Cause: commandpb.RotationCause_ROTATION_CAUSE_OPERATOR,
 	}}})
 	w.mint(tenant, after+1)
+}
+
+// alter is an envelope with something changed in it.
+func (w *world) alter(sealed []byte, change func(*envelope.Envelope)) []byte {
+	w.t.Helper()
+	e, err := envelope.Parse(sealed)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	change(e)
+	altered, err := e.Marshal()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return altered
 }
 
 func (w *world) service(name string, uid uint32, pattern string, ops ...hierarchy.Op) {
@@ -270,6 +286,7 @@ type journal struct {
 	records  []audit.Record
 	sequence uint64 // of the last
 	dropped  bool   // they are counted for nothing
+	failing  int    // so many Appends to come fail
 	err      error
 	waitErr  error
 	during   []func() // each runs while one Wait waits
@@ -280,6 +297,10 @@ func (j *journal) Append(ctx context.Context, r []audit.Record) (audit.Position,
 	defer j.mu.Unlock()
 	if ctx.Err() != nil {
 		return audit.Position{}, ctx.Err()
+	}
+	if j.failing > 0 {
+		j.failing--
+		return audit.Position{}, errors.New("for a moment there is no room")
 	}
 	if j.err != nil {
 		return audit.Position{}, j.err
