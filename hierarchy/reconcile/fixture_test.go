@@ -25,6 +25,7 @@ func id(name string) hierarchy.ID {
 var (
 	cluster = hierarchy.ClusterID{ID: id("cluster")}
 	region  = hierarchy.RegionID{ID: id("region")}
+	us      = hierarchy.RegionID{ID: id("us")} // another one
 	self    = hierarchy.NodeID{ID: id("self")}
 	other   = hierarchy.NodeID{ID: id("other")}
 )
@@ -140,6 +141,24 @@ func (r *replicated) rotate(tenant, key string, after uint32) error {
 // rotateAnyway enables the tenant first.
 func (r *replicated) rotateAnyway(tenant, key string) error {
 	return errors.Join(r.setTenant(tenant, enabled), r.rotate(tenant, key, r.key(tenant, key).Newest().Number))
+}
+
+// spread places a tenant in two regions: there is no command that does it. What is created for it
+// from now on is of both.
+func (r *replicated) spread(tenant string) {
+	r.must(&commandpb.Command{Body: &commandpb.Command_CreateTenant{CreateTenant: &commandpb.CreateTenant{TenantId: tenantID(tenant), Name: tenant, MaxStaleness: int64(time.Second)}}})
+	t, _ := r.State().TenantByName(tenant)
+	t.Placement = append(t.Placement, us)
+}
+
+// mintElsewhere records what the other region has made of a key's newest version.
+func (r *replicated) mintElsewhere(tenant, key string) error {
+	k := r.key(tenant, key)
+	v := k.Newest()
+	object := hierarchy.KEKObjectID(cluster, k.Tenant, k.ID, v.Number, us, v.Attempt)
+	return r.apply(&commandpb.Command{Body: &commandpb.Command_RecordMinted{RecordMinted: &commandpb.RecordMinted{
+		TenantId: k.Tenant.ID[:], KeyId: k.ID.ID[:], Version: v.Number, Attempt: v.Attempt, RegionId: us.ID[:], ObjectId: object[:], CheckValue: object[:3],
+	}}}, time.Time{})
 }
 
 func version(r *replicated, tenant, key string, n uint32) reconcile.VersionID {

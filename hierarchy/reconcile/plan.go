@@ -31,8 +31,12 @@ const (
 
 // needs is what the state of a version asks of its object in a region: before the region has
 // recorded it, and after. What a tenant that is not enabled has is closed instead of open.
+//
+// A key that is recorded stays usable while other regions make theirs: before the version becomes
+// active, tokens test what they have made on each other. That nobody serves it until then is
+// custody's to say; the latch is for what was disabled.
 var needs = map[hierarchy.VersionState]struct{ before, after need }{
-	hierarchy.PreActive:   {made, closed}, // after: other regions have not recorded theirs
+	hierarchy.PreActive:   {made, open},
 	hierarchy.Active:      {nothing, open},
 	hierarchy.Deactivated: {nothing, open},
 	hierarchy.Suspended:   {nothing, closed},

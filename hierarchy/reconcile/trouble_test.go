@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hsm"
 )
 
@@ -412,63 +412,32 @@ func TestWhatIsClosedMeanwhileIsNotOpened(t *testing.T) {
 	})
 }
 
-// What the states of versions ask of their objects, one by one.
-func TestWhatEachStateAsksFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for name, c := range map[string]struct {
-			do     func(r *replicated) error
-			usable bool
-		}{
-			"active":      {func(*replicated) error { return nil }, true},
-			"deactivated": {func(r *replicated) error { return r.rotate("acme", "orders", 1) }, true},
-			"suspended":   {func(r *replicated) error { return r.setVersion("acme", "orders", 1, suspend) }, false},
-			"compromised": {func(r *replicated) error { return r.setVersion("acme", "orders", 1, compromise) }, true},
-			"resumed": {func(r *replicated) error {
-				return errors.Join(r.setVersion("acme", "orders", 1, suspend), r.setVersion("acme", "orders", 1, resume))
-			}, true},
-		} {
-			for _, to := range []bool{true, false} {
-				r, k := newReplicated(), newToken()
-				rec, stop := run(t.Context(), r, k, k, self)
-				r.create("acme", "orders", 0)
-				_ = settled(t.Context(), r, rec, "acme")
-				err := c.do(r)
-				if !to {
-					err = errors.Join(err, r.setTenant("acme", disabled))
-				}
-				if err = errors.Join(err, settled(t.Context(), r, rec, "acme")); err != nil {
-					t.Fatalf("%s: %v", name, err)
-				}
-				o := r.key("acme", "orders").Versions[0].Regions[0].Object
-				if got, want := k.usable(o), c.usable && to; got != want {
-					t.Errorf("%s, tenant enabled %v: usable %v, want %v", name, to, got, want)
-				}
-				k.mu.Lock()
-				if forgotten := k.forgotten[o] > 0; forgotten == (c.usable && to) && name != "resumed" {
-					t.Errorf("%s, tenant enabled %v: forgotten %v", name, to, forgotten)
-				}
-				k.mu.Unlock()
-				stop()
-			}
-		}
-	})
-}
-
-// What is compromised before it was minted is never minted.
-func TestCompromisedBeforeItWasMinted(t *testing.T) {
+// A key of an attempt that was given up while its turn came is not made.
+func TestAnAttemptThatIsOverIsNotGoneOnWith(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, k := newReplicated(), newToken()
-		r.create("acme", "orders", 0)
-		if err := r.setVersion("acme", "orders", 1, compromise); err != nil {
-			t.Fatal(err)
-		}
 		rec, stop := run(t.Context(), r, k, k, self)
+		r.create("acme", "orders", 0)
+		_ = settled(t.Context(), r, rec, "acme")
+		stop()
+		_ = r.setTenant("acme", disabled)
+		r.create("globex", "orders", 0)
+		k.whileLatch = func() {
+			v := version(r, "globex", "orders", 1)
+			r.must(&commandpb.Command{Body: &commandpb.Command_RestartMinting{RestartMinting: &commandpb.RestartMinting{
+				TenantId: v.Tenant.ID[:], KeyId: v.Key.ID[:], Version: 1, Attempt: 2,
+			}}})
+		}
+		rec, stop = run(t.Context(), r, k, k, self)
 		defer stop()
-		if err := settled(t.Context(), r, rec, "acme"); err != nil {
+		if err := settled(t.Context(), r, rec, "globex"); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff([]string{"list"}, slices.Compact(k.calls)); diff != "" {
-			t.Errorf("calls (-want +got):\n%s", diff)
+		if v := r.key("globex", "orders").Newest(); v.State != hierarchy.Active || v.Attempt != 2 {
+			t.Errorf("%+v", v)
+		}
+		if k.generated != 2 || len(k.destroyed) != 0 {
+			t.Errorf("of two versions %d keys were made, and %d destroyed", k.generated, len(k.destroyed))
 		}
 	})
 }
