@@ -18,7 +18,7 @@ func TestDevListsOnlyWhatServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, text := range map[string]string{
-		clusterFile(dir):                  `{"nodes":[]}`,
+		clusterFile(dir):                 `{"nodes":[]}`,
 		filepath.Join(node, "kekd.toml"): "no configuration",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {

@@ -51,7 +51,7 @@ func mustBeFree(ctx context.Context, c hsmConfig, log *slog.Logger) (err error) 
 	}
 	t := &openedToken{}
 	defer func() { err = errors.Join(err, t.Close(context.WithoutCancel(ctx))) }()
-	err = t.find(ctx, c, log)
+	err = t.find(ctx, c, logRepairs(log, c.SoftHSM))
 	switch {
 	case c.SoftHSM != "" && errors.Is(err, hsm.ErrNoToken):
 		return nil

@@ -10,11 +10,10 @@ import (
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
-	"github.com/kekd/kekd/hsm/softhsm"
 )
 
 // startJournal opens the audit journal, and writes that this node has begun.
-func (n *node) startJournal(ctx context.Context, o serveOptions, repaired softhsm.Report) error {
+func (n *node) startJournal(ctx context.Context, o serveOptions) error {
 	err := n.openJournal(ctx, o)
 	if n.journal != nil {
 		n.anchored = make(chan struct{})
@@ -25,11 +24,10 @@ func (n *node) startJournal(ctx context.Context, o serveOptions, repaired sofths
 		return err
 	}
 	begun := []audit.Record{{Kind: "start", Outcome: audit.OutcomeOK, Detail: "kekd " + version()}}
-	if !repaired.Empty() {
-		begun = append(begun, audit.Record{Kind: "token-repair", Outcome: audit.OutcomeOK, Detail: repaired.String()})
+	if _, err = n.journal.Write(ctx, begun); err != nil {
+		return err
 	}
-	_, err = n.journal.Write(ctx, begun)
-	return err
+	return n.repairs.write(ctx, n.journal)
 }
 
 // closeJournal writes that this node has stopped. The last checkpoint is anchored while there is a

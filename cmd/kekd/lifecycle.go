@@ -13,6 +13,7 @@ const (
 	stopSockets    = 3500 * time.Millisecond
 	stopReconciler = 500 * time.Millisecond
 	stopWraps      = time.Second
+	stopRepairs    = 300 * time.Millisecond
 	stopJournal    = 1500 * time.Millisecond
 	stopRaft       = time.Second
 	stopToken      = 1500 * time.Millisecond

@@ -31,15 +31,15 @@ type openedToken struct {
 func softHSMConf(dir string) string { return filepath.Join(dir, "softhsm2.conf") }
 
 // openToken opens the token in the order that the module demands: look; log in through crypto11,
-// where this process also signs; join.
-func openToken(ctx context.Context, c hsmConfig, manager bool, pin pkcs11.PIN, log *slog.Logger) (_ *openedToken, err error) {
+// where this process also signs; join. repaired is told what was put right, then and later.
+func openToken(ctx context.Context, c hsmConfig, manager bool, pin pkcs11.PIN, repaired func(softhsm.Report)) (_ *openedToken, err error) {
 	t := &openedToken{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := t.find(ctx, c, log); err != nil {
+	if err := t.find(ctx, c, repaired); err != nil {
 		return t, err
 	}
 	if manager {
@@ -77,13 +77,13 @@ func readPIN(c hsmConfig) (pkcs11.PIN, error) {
 }
 
 // find takes this process's part in the directory, if it is ours, and selects the token.
-func (t *openedToken) find(ctx context.Context, c hsmConfig, log *slog.Logger) error {
+func (t *openedToken) find(ctx context.Context, c hsmConfig, repaired func(softhsm.Report)) error {
 	uri, err := pkcs11.ParseURI(c.Token)
 	if err != nil {
 		return err
 	}
 	if c.SoftHSM != "" {
-		if t.guard, err = attach(ctx, c.SoftHSM, log); err != nil {
+		if t.guard, err = attach(ctx, c.SoftHSM, repaired); err != nil {
 			return err
 		}
 	}
@@ -99,13 +99,13 @@ func (t *openedToken) find(ctx context.Context, c hsmConfig, log *slog.Logger) e
 const repairTimeout = 2 * time.Second
 
 // repair puts the embedded token's directory right, before any worker has it open.
-func repair(ctx context.Context, c hsmConfig, log *slog.Logger) (softhsm.Report, error) {
+func repair(ctx context.Context, c hsmConfig, repaired func(softhsm.Report)) error {
 	if c.SoftHSM == "" {
-		return softhsm.Report{}, nil
+		return nil
 	}
 	dir, err := softhsm.Open(c.SoftHSM)
 	if err != nil {
-		return softhsm.Report{}, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
 	defer cancel()
@@ -114,20 +114,25 @@ func repair(ctx context.Context, c hsmConfig, log *slog.Logger) (softhsm.Report,
 		err = nil
 	}
 	if !report.Empty() {
-		log.Warn("the token directory was put right", "directory", c.SoftHSM, "report", report.String())
+		repaired(report)
 	}
-	return report, err
+	return err
+}
+
+// logRepairs says in the log what was put right.
+func logRepairs(log *slog.Logger, directory string) func(softhsm.Report) {
+	return func(r softhsm.Report) {
+		log.Warn("the token directory was put right", "directory", directory, "report", r.String())
+	}
 }
 
 // attach takes this process's part in the token directory, and points SoftHSM to it.
-func attach(ctx context.Context, path string, log *slog.Logger) (*softhsm.Guard, error) {
+func attach(ctx context.Context, path string, repaired func(softhsm.Report)) (*softhsm.Guard, error) {
 	dir, err := softhsm.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	guard, err := dir.Attach(ctx, func(r softhsm.Report) {
-		log.Warn("the token directory was put right", "directory", path, "report", r.String())
-	})
+	guard, err := dir.Attach(ctx, repaired)
 	if err != nil {
 		return nil, err
 	}
@@ -161,8 +166,9 @@ func (t *openedToken) Close(ctx context.Context) error {
 // init has made is used; a token that is somebody else's is only given an identity, never
 // initialised.
 func initToken(ctx context.Context, c hsmConfig, log *slog.Logger) (*openedToken, error) {
+	logged := logRepairs(log, c.SoftHSM) // there is no journal yet
 	if c.SoftHSM != "" {
-		if err := makeSoftHSM(ctx, c, log); err != nil {
+		if err := makeSoftHSM(ctx, c, logged); err != nil {
 			return nil, err
 		}
 	}
@@ -171,20 +177,20 @@ func initToken(ctx context.Context, c hsmConfig, log *slog.Logger) (*openedToken
 		return nil, err
 	}
 	defer pin.Wipe()
-	t, err := openToken(ctx, c, true, pin, log)
+	t, err := openToken(ctx, c, true, pin, logged)
 	if !errors.Is(err, hsm.ErrKeyNotFound) {
 		return t, err
 	}
-	if err := makeIdentity(ctx, c, pin, log); err != nil {
+	if err := makeIdentity(ctx, c, pin, logged); err != nil {
 		return nil, fmt.Errorf("the token's identity: %w", err)
 	}
-	return openToken(ctx, c, true, pin, log)
+	return openToken(ctx, c, true, pin, logged)
 }
 
-func makeIdentity(ctx context.Context, c hsmConfig, pin pkcs11.PIN, log *slog.Logger) (err error) {
+func makeIdentity(ctx context.Context, c hsmConfig, pin pkcs11.PIN, repaired func(softhsm.Report)) (err error) {
 	t := &openedToken{}
 	defer func() { err = errors.Join(err, t.Close(context.WithoutCancel(ctx))) }()
-	if err := t.find(ctx, c, log); err != nil {
+	if err := t.find(ctx, c, repaired); err != nil {
 		return err
 	}
 	create := func() (err error) {
@@ -198,7 +204,7 @@ func makeIdentity(ctx context.Context, c hsmConfig, pin pkcs11.PIN, log *slog.Lo
 }
 
 // makeSoftHSM makes the embedded token: its directory, a PIN that nobody has seen, the token.
-func makeSoftHSM(ctx context.Context, c hsmConfig, log *slog.Logger) error {
+func makeSoftHSM(ctx context.Context, c hsmConfig, repaired func(softhsm.Report)) error {
 	uri, err := pkcs11.ParseURI(c.Token)
 	if err != nil {
 		return err
@@ -213,10 +219,10 @@ func makeSoftHSM(ctx context.Context, c hsmConfig, log *slog.Logger) error {
 	if err := makePIN(uri.PINSource); err != nil {
 		return err
 	}
-	if _, err := repair(ctx, c, log); err != nil {
+	if err := repair(ctx, c, repaired); err != nil {
 		return err
 	}
-	guard, err := attach(ctx, c.SoftHSM, log)
+	guard, err := attach(ctx, c.SoftHSM, repaired)
 	if err != nil {
 		return err
 	}

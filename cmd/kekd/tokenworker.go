@@ -8,7 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kekd/kekd/hierarchy/audit"
 	"github.com/kekd/kekd/hsm/pkcs11"
+	"github.com/kekd/kekd/hsm/softhsm"
 	"github.com/kekd/kekd/hsm/worker"
 )
 
@@ -41,17 +43,23 @@ func runTokenWorker(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	harden(c.LockMemory) // the daemon has warned
 	limitMemory()
-	return worker.Serve(ctx, func(ctx context.Context, role worker.Role, pin []byte) (worker.Backend, error) {
-		return openBackend(ctx, c.HSM, role, pin, log.With("node", c.Node.Name, "worker", role.String()))
+	return worker.Serve(ctx, func(ctx context.Context, role worker.Role, pin []byte, repaired func(string)) (worker.Backend, error) {
+		logged := logRepairs(log.With("node", c.Node.Name, "worker", role.String()), c.HSM.SoftHSM)
+		return openBackend(ctx, c.HSM, role, pin, func(r softhsm.Report) {
+			logged(r)
+			for _, text := range r.Texts(audit.MaxDetail) {
+				repaired(text)
+			}
+		})
 	})
 }
 
-func openBackend(ctx context.Context, c hsmConfig, role worker.Role, pin []byte, log *slog.Logger) (worker.Backend, error) {
+func openBackend(ctx context.Context, c hsmConfig, role worker.Role, pin []byte, repaired func(softhsm.Report)) (worker.Backend, error) {
 	p, err := pkcs11.NewPIN(pin)
 	if err != nil {
 		return worker.Backend{}, err
 	}
-	t, err := openToken(ctx, c, role == worker.RoleManager, p, log)
+	t, err := openToken(ctx, c, role == worker.RoleManager, p, repaired)
 	if err != nil {
 		return worker.Backend{}, err
 	}
@@ -66,15 +74,17 @@ func openBackend(ctx context.Context, c hsmConfig, role worker.Role, pin []byte,
 	return b, nil
 }
 
-// openWorkers starts the processes that drive the token.
-func openWorkers(ctx context.Context, c config, path string, log *slog.Logger) (*worker.Pool, error) {
+// openWorkers starts the processes that drive the token. What they put right of its directory is
+// recorded.
+func openWorkers(ctx context.Context, c config, path string, repaired *repairs, log *slog.Logger) (*worker.Pool, error) {
 	return worker.Open(ctx, worker.Config{
 		Command: func() *exec.Cmd { return again("token-worker", "--config", path) },
 		PIN: func() ([]byte, error) {
 			pin, err := readPIN(c.HSM)
 			return pin.Bytes(), err
 		},
-		Workers: c.HSM.Workers,
-		Log:     log,
+		Repaired: func(text string) { repaired.add(text) },
+		Workers:  c.HSM.Workers,
+		Log:      log,
 	})
 }

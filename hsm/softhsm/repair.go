@@ -40,6 +40,30 @@ func (r Report) String() string {
 	return strings.Join(parts, "; ")
 }
 
+// Texts says it in texts of limit bytes at most, for records that would be cut: what was lost comes
+// first, and every file is in one of them. A file's name takes some 90 bytes with what was done.
+func (r Report) Texts(limit int) (texts []string) {
+	for _, p := range []struct {
+		done  string
+		files []string
+	}{{"lost", r.Lost}, {"restored", r.Restored}, {"quarantined", r.Quarantined}, {"adopted", r.Adopted}} {
+		text := ""
+		for _, f := range p.files {
+			if text != "" && len(text)+1+len(f) > limit {
+				texts, text = append(texts, text), ""
+			}
+			if text == "" {
+				text = p.done
+			}
+			text += " " + f
+		}
+		if text != "" {
+			texts = append(texts, text)
+		}
+	}
+	return texts
+}
+
 // Repair puts right what a crash left behind. It is for the start, before any process loads the
 // module, and takes the directory lock alone: ErrInUse, with who holds it as far as known, if that
 // cannot be had before ctx ends. Where another node's daemon works on the same directory it never

@@ -254,3 +254,39 @@ func TestRepairIsIdempotent(t *testing.T) {
 		}
 	})
 }
+
+// However many files there are, each is in one text, and what was lost comes first.
+func TestReportInTexts(t *testing.T) {
+	if texts := (softhsm.Report{}).Texts(256); texts != nil {
+		t.Errorf("of nothing: %q", texts)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		names := rapid.SliceOfN(rapid.StringMatching(`[a-z/]{1,90}`), 0, 12)
+		r := softhsm.Report{
+			Restored: names.Draw(t, "restored"), Quarantined: names.Draw(t, "quarantined"),
+			Adopted: names.Draw(t, "adopted"), Lost: names.Draw(t, "lost"),
+		}
+		var got []string
+		for _, text := range r.Texts(128) {
+			if len(text) > 128 {
+				t.Fatalf("%d bytes: %s", len(text), text)
+			}
+			done, files, _ := strings.Cut(text, " ")
+			for f := range strings.FieldsSeq(files) {
+				got = append(got, done+" "+f)
+			}
+		}
+		var want []string
+		for _, k := range []struct {
+			done  string
+			files []string
+		}{{"lost", r.Lost}, {"restored", r.Restored}, {"quarantined", r.Quarantined}, {"adopted", r.Adopted}} {
+			for _, f := range k.files {
+				want = append(want, k.done+" "+f)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("(-want +got):\n%s", diff)
+		}
+	})
+}

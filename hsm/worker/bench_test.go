@@ -64,7 +64,7 @@ func BenchmarkUnwrap(b *testing.B) {
 
 	b.Run("raw", func(b *testing.B) { benchmarkRaw(b, s) })
 	b.Run("inprocess", func(b *testing.B) {
-		backend, err := c.open(soon(b), worker.RoleServer, []byte(hsmtest.UserPIN))
+		backend, err := c.open(soon(b), worker.RoleServer, []byte(hsmtest.UserPIN), func(string) {})
 		must(b, err)
 		defer backend.Close(soon(b))
 		benchmarkToken(b, backend.Token, nil, s)

@@ -19,6 +19,11 @@ type Config struct {
 	// Log is told about workers that begin and end. Nil: nobody is.
 	Log *slog.Logger
 
+	// Repaired is told what a worker has put right of where its token is kept, in the words of
+	// what it opened the token with, of 4 KiB at most. It is called while nothing else is read
+	// from that worker, so it must not wait. Nil: nobody is told.
+	Repaired func(text string)
+
 	// Workers is how many processes serve, the manager included. The default is two for a
 	// token that runs one operation at a time where there are two processors (SoftHSM has one
 	// lock for each process), and one otherwise.
@@ -52,6 +57,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Repaired == nil {
+		c.Repaired = func(string) {}
 	}
 	if c.LaneLimit <= 0 {
 		c.LaneLimit = 1 << 14

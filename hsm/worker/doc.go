@@ -25,6 +25,9 @@
 // Exactly one worker, the manager, changes objects, and its process is gone before the next one
 // begins. The others hear of each change before it is reported.
 //
+// What a worker puts right of where its token is kept, while it opens it or later, is told to the
+// daemon ([Config.Repaired]): it may be what a worker that was killed has left.
+//
 // Queues are fair between lanes: a lane that asks for little overtakes what others have piled
 // up, and no lane can fill the queue for the others.
 //

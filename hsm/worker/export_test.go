@@ -93,7 +93,12 @@ func Requests() [][]byte {
 // Listen gives the daemon's side bytes that a worker sends, while it waits for the results of
 // operations and for an answer.
 func Listen(sent []byte, ops []hsm.Operation) error {
-	p := &Pool{cfg: Config{}.withDefaults(), queue: newQueue(1 << 10), changed: make(chan struct{})}
+	return ListenRepaired(sent, ops, nil)
+}
+
+// ListenRepaired is Listen that tells what was put right.
+func ListenRepaired(sent []byte, ops []hsm.Operation, repaired func(string)) error {
+	p := &Pool{cfg: Config{Repaired: repaired}.withDefaults(), queue: newQueue(1 << 10), changed: make(chan struct{})}
 	w := &worker{p: p, role: RoleServer, cmd: &exec.Cmd{}, opened: make(chan ready, 1), requests: map[uint32]*pending{
 		1: {verb: verbList, answer: make(chan answer, 1)}, 2: {verb: verbHealthy},
 	}}
@@ -104,6 +109,9 @@ func Listen(sent []byte, ops []hsm.Operation) error {
 	w.depart(pieces, nil)
 	return w.listen(newFrameReader(bytes.NewReader(sent)))
 }
+
+// Repaired is what the worker of [Answers] has put right.
+const Repaired = "restored a.object"
 
 // Answers are frames of each kind that a worker sends.
 func Answers(ops []hsm.Operation) [][]byte {
@@ -124,7 +132,7 @@ func Answers(ops []hsm.Operation) [][]byte {
 		frame(kindReady, readyBody), frame(kindFailed, appendError(nil, hsm.ErrPINLocked)), frame(kindResults, results),
 		frame(kindAnswer, appendAnswer(nil, &answer{id: 1, more: true, body: appendObject(nil, &object)})),
 		frame(kindAnswer, appendAnswer(nil, &answer{id: 1, err: hsm.ErrDeadline})), frame(kindAnswer, appendAnswer(nil, &answer{id: 2})),
-		frame(kindWaits, le.AppendUint32(nil, 1)),
+		frame(kindWaits, le.AppendUint32(nil, 1)), frame(kindRepaired, appendText(nil, Repaired)),
 	}
 }
 

@@ -81,7 +81,7 @@ func (f *fakeToken) Forget(context.Context, []hierarchy.ObjectID) error { return
 func (f *fakeToken) Healthy(context.Context) error                      { return nil }
 
 func serveFake(each time.Duration, parallel int) error {
-	return worker.Serve(context.Background(), func(context.Context, worker.Role, []byte) (worker.Backend, error) {
+	return worker.Serve(context.Background(), func(context.Context, worker.Role, []byte, func(string)) (worker.Backend, error) {
 		return worker.Backend{Token: &fakeToken{each: each, parallel: parallel}, Parallel: parallel}, nil
 	})
 }

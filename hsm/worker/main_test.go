@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,6 +55,9 @@ type workerConfig struct {
 	Copies   int
 	Parallel int           // also the number of sessions
 	Each     time.Duration // of a fake
+	// Dies names a file. Who takes it away in the middle of a change dies of it: the module has
+	// written, and nobody has looked at it yet.
+	Dies string
 }
 
 func workerMain(config string) error {
@@ -71,20 +75,25 @@ func workerMain(config string) error {
 	default:
 		return misbehave(c.Kind)
 	}
-	return worker.Serve(context.Background(), func(ctx context.Context, role worker.Role, pin []byte) (worker.Backend, error) {
-		return c.open(ctx, role, pin)
+	return worker.Serve(context.Background(), func(ctx context.Context, role worker.Role, pin []byte, repaired func(string)) (worker.Backend, error) {
+		return c.open(ctx, role, pin, repaired)
 	})
 }
 
 // open does what the daemon's command does: directory, identity, token.
-func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b worker.Backend, err error) {
+func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte, repaired func(string)) (b worker.Backend, err error) {
 	var g *softhsm.Guard
 	if c.Dir != "" {
 		dir, err := softhsm.Open(c.Dir)
 		if err != nil {
 			return b, err
 		}
-		if g, err = dir.Attach(ctx, nil); err != nil {
+		g, err = dir.Attach(ctx, func(r softhsm.Report) {
+			for _, text := range r.Texts(256) {
+				repaired(text)
+			}
+		})
+		if err != nil {
 			return b, fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
 		}
 		os.Setenv("SOFTHSM2_CONF", dir.Conf())
@@ -110,6 +119,9 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b
 	config := pkcs11.Config{PIN: p, Manager: role == worker.RoleManager, Appeals: role == worker.RoleServer, Copies: c.Copies, Slots: c.Parallel}
 	if g != nil {
 		config.Guard = g
+		if c.Dies != "" {
+			config.Guard = &mortal{Guard: g, marker: c.Dies}
+		}
 	}
 	token, err := pkcs11.Open(ctx, selected, config)
 	if err != nil {
@@ -130,6 +142,23 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte) (b
 		return errors.Join(errs...)
 	}
 	return b, nil
+}
+
+// mortal dies in the middle of a change, once the marker is there.
+type mortal struct {
+	*softhsm.Guard
+	marker string
+}
+
+func (m *mortal) Change(ctx context.Context, f func() error) error {
+	return m.Guard.Change(ctx, func() error {
+		err := f()
+		if os.Remove(m.marker) == nil {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+		return err
+	})
 }
 
 func change(ctx context.Context, g *softhsm.Guard, f func() error) error {

@@ -237,6 +237,14 @@ func (w *worker) take(k kind, frame []byte) error {
 		return w.wait(frame)
 	case kindAnswer:
 		return w.answer(frame)
+	case kindRepaired:
+		d := decoder{b: frame}
+		text := d.text()
+		if err := d.done(); err != nil || len(text) > textLimit {
+			return errGarbage
+		}
+		w.p.cfg.Repaired(text)
+		return nil
 	case kindReady:
 		r, err := parseReady(frame)
 		if err != nil {

@@ -63,7 +63,10 @@ type Backend struct {
 
 // OpenFunc opens the token in a worker process. It tries the PIN once. Its error is told to the
 // daemon, so it holds no secret. The PIN is wiped when it returns.
-type OpenFunc func(ctx context.Context, role Role, pin []byte) (Backend, error)
+//
+// repaired tells the daemon what was put right of where the token is kept, in a text of 4 KiB at
+// most: then, and for as long as the token is open. It does not wait for the daemon to read it.
+type OpenFunc func(ctx context.Context, role Role, pin []byte, repaired func(text string)) (Backend, error)
 
 // The descriptors that a worker inherits besides its standard ones.
 const (
@@ -196,7 +199,7 @@ func (s *server) open(role Role, pinFile io.ReadCloser, open OpenFunc) error {
 	pin, err := readPIN(pinFile)
 	defer clear(pin)
 	if err == nil {
-		s.backend, err = open(s.ctx, role, pin)
+		s.backend, err = open(s.ctx, role, pin, s.repaired)
 	}
 	r := ready{parallel: s.backend.Parallel}
 	if err == nil && s.backend.Signer != nil {
@@ -213,6 +216,13 @@ func (s *server) open(role Role, pinFile io.ReadCloser, open OpenFunc) error {
 	}
 	s.last(err)
 	return err
+}
+
+// repaired tells the daemon what was put right. It is written before the worker goes on, unless the
+// daemon is behind: what comes next may end this process.
+func (s *server) repaired(text string) {
+	b, at := beginFrame(s.out.begin(), kindRepaired)
+	s.out.end(endFrame(appendText(b, text), at))
 }
 
 func readPIN(f io.ReadCloser) ([]byte, error) {

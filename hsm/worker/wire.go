@@ -29,16 +29,17 @@ const (
 
 // What a worker says.
 const (
-	kindReady   kind = 0x81 + iota // the token is open
-	kindFailed                     // it could not be opened, or is lost. The last frame
-	kindResults                    // results until the end of the frame
-	kindAnswer                     // one request's answer, or a part of it
-	kindWaits                      // operations that wait for something there, and keep nobody from the token
+	kindReady    kind = 0x81 + iota // the token is open
+	kindFailed                      // it could not be opened, or is lost. The last frame
+	kindResults                     // results until the end of the frame
+	kindAnswer                      // one request's answer, or a part of it
+	kindWaits                       // operations that wait for something there, and keep nobody from the token
+	kindRepaired                    // what was put right of the token's storage, in words; at any time, also before it is ready
 )
 
 // protocolVersion is raised when a frame changes. Daemon and worker are one binary, so it only
 // tells a mistake.
-const protocolVersion = 3
+const protocolVersion = 4
 
 // errGarbage is what is read that no peer of ours writes.
 var errGarbage = errors.New("a frame that makes no sense")

@@ -272,7 +272,12 @@ func TestListen(t *testing.T) {
 		ops[i].Revealed, ops[i].Sealed, ops[i].Err = nil, nil, nil
 	}
 	answers := worker.Answers(want)
-	must(t, worker.Listen(bytes.Join([][]byte{answers[0], answers[6], answers[2], answers[3], answers[4], answers[5]}, nil), ops))
+	var repaired []string
+	must(t, worker.ListenRepaired(bytes.Join([][]byte{answers[7], answers[0], answers[6], answers[2], answers[3], answers[7], answers[4], answers[5]}, nil), ops,
+		func(text string) { repaired = append(repaired, text) }))
+	if diff := cmp.Diff([]string{worker.Repaired, worker.Repaired}, repaired); diff != "" {
+		t.Errorf("what was put right (-sent +got):\n%s", diff)
+	}
 	if !bytes.Equal(ops[0].Revealed, want[0].Revealed) || len(ops[1].Sealed) != 1 || !errors.Is(ops[3].Err, hsm.ErrTagMismatch) {
 		t.Errorf("results: %+v", ops)
 	}
@@ -286,6 +291,9 @@ func TestListen(t *testing.T) {
 		"waits twice":      bytes.Repeat(answers[6], 2),
 		"waits no more":    slices.Concat(answers[2], answers[6]),
 		"half an id":       {4, 0, 0, 0, answers[6][4], 0, 0, 0},
+		"half a repair":    {4, 0, 0, 0, answers[7][4], 2, 0, 'x'},
+		"repaired, more":   {5, 0, 0, 0, answers[7][4], 1, 0, 'x', 'y'},
+		"a long repair":    slices.Concat([]byte{4, 16, 0, 0, answers[7][4], 1, 16}, make([]byte, 4097)),
 		"an empty frame":   {0, 0, 0, 0},
 		"too long a frame": {0xff, 0xff, 0xff, 0x7f, 1},
 		"a daemon's frame": worker.Hello(worker.RoleServer),
@@ -331,7 +339,7 @@ func FuzzServe(f *testing.F) {
 		defer ours.Close()
 		served := make(chan error, 1)
 		go func() {
-			served <- worker.ServeOn(context.Background(), theirs, io.NopCloser(strings.NewReader("pin")), func(context.Context, worker.Role, []byte) (worker.Backend, error) {
+			served <- worker.ServeOn(context.Background(), theirs, io.NopCloser(strings.NewReader("pin")), func(context.Context, worker.Role, []byte, func(string)) (worker.Backend, error) {
 				return worker.Backend{Token: &fakeToken{}}, nil
 			})
 		}()
@@ -354,7 +362,7 @@ func TestServe(t *testing.T) {
 		var kept []byte
 		served := make(chan error, 1)
 		go func() {
-			served <- worker.ServeOn(soon(t), theirs, io.NopCloser(strings.NewReader("1234")), func(_ context.Context, role worker.Role, pin []byte) (worker.Backend, error) {
+			served <- worker.ServeOn(soon(t), theirs, io.NopCloser(strings.NewReader("1234")), func(_ context.Context, role worker.Role, pin []byte, _ func(string)) (worker.Backend, error) {
 				if string(pin) != "1234" || role != worker.RoleServer {
 					t.Errorf("opened with %d bytes of PIN as %v", len(pin), role)
 				}
