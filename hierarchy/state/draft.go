@@ -182,13 +182,13 @@ func (d *draft) putAnchor(a *Anchor) {
 }
 
 func (d *draft) putOutcome(o *outcome) {
-	d.account(nil, record(hashOutcome, outcomeToPB(o)))
+	d.account(nil, hashedOutcome(o))
 	d.outcomes, _, _ = d.outcomes.Insert(outcomeKey(o), o)
 	d.outcomeByID = d.outcomeByID.set(o.id, o)
 }
 
 func (d *draft) deleteOutcome(o *outcome) {
-	d.account(record(hashOutcome, outcomeToPB(o)), nil)
+	d.account(hashedOutcome(o), nil)
 	d.outcomes, _, _ = d.outcomes.Delete(outcomeKey(o))
 	d.outcomeByID = d.outcomeByID.delete(o.id)
 }

@@ -65,8 +65,8 @@ func (l *lattice) remove(record []byte) {
 	}
 }
 
-// Hash is SHA-256 over everything that the state consists of, its index included. Two nodes
-// whose states have the same index and another hash have diverged.
+// Hash is SHA-256 over everything that the state consists of, its index included, but for the words
+// of refusals. Two nodes whose states have the same index and another hash have diverged.
 func (s *State) Hash() [32]byte {
 	b := make([]byte, 0, 128+2*lanes)
 	b = append(b, "kekd state v1\x00"...)

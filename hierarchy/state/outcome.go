@@ -24,7 +24,7 @@ type outcome struct {
 	stamp  int64
 	index  uint64
 	code   string // empty: it took effect
-	text   string
+	text   string // a refusal's words, for people: nothing may depend on them
 }
 
 // maxOutcomeText bounds what is kept of a refusal's words, in bytes: they may quote the caller.
@@ -129,6 +129,16 @@ func outcomeToPB(o *outcome) *commandpb.Outcome {
 	return &commandpb.Outcome{
 		CommandId: o.id.ID[:], CommandHash: o.intent[:], Stamp: o.stamp, Index: o.index, ErrorCode: o.code, ErrorMessage: o.text,
 	}
+}
+
+// hashedOutcome is what the hash covers of an outcome: all but a refusal's words. These are the version's
+// own, and come in part from Go's library. If the hash covered them, a version that words a refusal
+// otherwise would differ from the ticks in an old log and never start, and from its peers in a cluster
+// that is being upgraded. In a snapshot they are covered by the hash over its bytes.
+func hashedOutcome(o *outcome) []byte {
+	m := outcomeToPB(o)
+	m.ErrorMessage = ""
+	return record(hashOutcome, m)
 }
 
 func outcomeFromPB(m *commandpb.Outcome) (*outcome, error) {

@@ -61,10 +61,12 @@ func TestEmptyStateReadsBack(t *testing.T) {
 	check(t, state.New())
 }
 
-// Each byte counts: any one changed, and any end, is found.
+// Each byte counts: any one changed, and any end, is found. So are the words of a refusal, which the
+// state's hash does not cover.
 func TestDamagedSnapshot(t *testing.T) {
 	t.Parallel()
-	good := snapshot(t, populated(t).s)
+	refused, _, _ := refusedFor(t, "hooli", id("acme"))
+	good := snapshot(t, refused.s)
 	for i := range good {
 		bad := bytes.Clone(good)
 		bad[i] ^= 0x10
