@@ -54,8 +54,9 @@ func (c *Client) Rewrap(ctx context.Context, envelope []byte, o Options) (Result
 }
 
 // Do does one operation, together with those of other goroutines. If the context ends first,
-// the operation may still be done, and be in the audit; its result is wiped. If the connection
-// breaks, it is tried once more: no operation does harm twice.
+// the operation may still be done, and be in the audit; its result is wiped. What op refers to is
+// the caller's again as soon as Do returns, also then. If the connection breaks, it is tried once
+// more: no operation does harm twice.
 func (c *Client) Do(ctx context.Context, op Operation) (Result, error) {
 	m, err := op.message()
 	if err != nil {

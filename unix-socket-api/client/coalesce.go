@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -35,13 +36,29 @@ type coalescer struct {
 	lastID   uint64
 }
 
-// call is one operation of one caller.
+// call is one operation of one caller. What it sends is a copy: the caller may go before it is
+// sent, and wipe or use again what he gave.
 type call struct {
 	op      *kekdv1.Operation
 	size    int
 	retried bool
-	settled atomic.Bool // by the result, or by the caller who has gone
-	done    chan Result // of size 1
+	settled atomic.Bool  // by the result, or by the caller who has gone
+	users   atomic.Int32 // of op: the coalescer until the call has ended, and who encodes it
+	done    chan Result  // of size 1
+}
+
+func newCall(op *kekdv1.Operation) *call {
+	switch o := op.Op.(type) {
+	case *kekdv1.Operation_Wrap:
+		o.Wrap.Plaintext = bytes.Clone(o.Wrap.Plaintext)
+	case *kekdv1.Operation_Unwrap:
+		o.Unwrap.Envelope = bytes.Clone(o.Unwrap.Envelope)
+	case *kekdv1.Operation_Rewrap:
+		o.Rewrap.Envelope = bytes.Clone(o.Rewrap.Envelope)
+	}
+	k := &call{op: op, size: op.SizeVT(), done: make(chan Result, 1)}
+	k.users.Store(1)
+	return k
 }
 
 // finish hands the result over, or wipes it if nobody is there to take it.
@@ -50,6 +67,14 @@ func (c *call) finish(r Result) {
 		c.done <- r
 	} else {
 		clear(r.Plaintext)
+	}
+	c.release()
+}
+
+// release wipes the copy once nobody uses it any more.
+func (c *call) release() {
+	if c.users.Add(-1) == 0 {
+		clear(c.op.GetWrap().GetPlaintext())
 	}
 }
 
@@ -62,8 +87,9 @@ func newCoalescer(api kekdv1.KeyServiceClient) *coalescer {
 var errClosed = apierr.From(context.Canceled)
 
 func (c *coalescer) do(ctx context.Context, op *kekdv1.Operation) Result {
-	k := &call{op: op, size: op.SizeVT(), done: make(chan Result, 1)}
+	k := newCall(op)
 	if !c.enqueue(k) {
+		k.release()
 		return Result{Err: errClosed}
 	}
 	select {
@@ -151,45 +177,54 @@ func (c *coalescer) stream() error {
 			return nil
 		}
 		for {
-			m := c.next()
-			if m == nil || s.Send(m) != nil {
-				break // if it is broken the receiver has the reason
+			m, calls := c.next()
+			if m == nil {
+				break
+			}
+			err := s.Send(m) // which encodes it before it returns
+			for _, k := range calls {
+				k.release()
+			}
+			if err != nil {
+				break // the receiver has the reason
 			}
 		}
 	}
 }
 
-// next makes a message of what has gathered; nil if there is nothing, or enough is under way.
-func (c *coalescer) next() *kekdv1.BatchRequest {
+// next makes a message of what has gathered; nil if there is nothing, or enough is under way. Its
+// calls are to be released when it is encoded.
+func (c *coalescer) next() (m *kekdv1.BatchRequest, calls []*call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.queue) == 0 || len(c.underWay) >= maxUnderWay {
-		return nil
+		return nil, nil
 	}
-	var calls []*call
-	m := &kekdv1.BatchRequest{}
-	taken, bytes := 0, 0
+	m = &kekdv1.BatchRequest{}
+	taken, size := 0, 0
 	for _, k := range c.queue {
-		if len(calls) == MaxBatch || len(calls) > 0 && bytes+k.size > maxBytes {
+		if len(calls) == MaxBatch || len(calls) > 0 && size+k.size > maxBytes {
 			break
 		}
 		taken++
 		if k.settled.Load() {
+			k.release()
 			continue
 		}
-		bytes += k.size
+		k.users.Add(1)
+		size += k.size
 		calls = append(calls, k)
 		m.Operations = append(m.Operations, k.op)
 	}
 	clear(c.queue[:taken])
 	c.queue = c.queue[taken:]
 	if len(calls) == 0 {
-		return nil
+		return nil, nil
 	}
 	c.lastID++
 	m.Id = c.lastID
 	c.underWay[m.Id] = calls
-	return m
+	return m, calls
 }
 
 // receive hands results out until the stream breaks, and returns why it did.
