@@ -88,6 +88,11 @@ func hasUnknown(m protoreflect.Message) bool {
 	return found
 }
 
+// maxForgotten bounds what one command drops of what has had its time, outcomes and counts each: a
+// midnight at which those of 100,000 tenants end, or a first tick after a night without a leader, would
+// else stop everybody for a second and more.
+const maxForgotten = 256
+
 // Apply returns the state after a command. The command is not kept and the state that was handed
 // in does not change. A refused command changes the index, cluster time and what is remembered of
 // outcomes.

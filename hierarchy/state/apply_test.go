@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"strings"
@@ -102,6 +103,52 @@ func TestOutcomesAreForgottenAfterADay(t *testing.T) {
 	c.Stamp = m.stamp.Add(2 * time.Second).UnixNano()
 	if res := m.command(c); res.Replayed || !errors.Is(res.Err, hierarchy.ErrAlreadyExists) {
 		t.Errorf("got %+v, want it applied anew", res)
+	}
+}
+
+// Many outcomes have had their day at once: each command drops some, the oldest first, and a node that
+// started from a snapshot in between the same ones.
+func TestOutcomesAreForgottenInTurn(t *testing.T) {
+	m := initialised(t)
+	const outcomes = 600
+	for i := range outcomes - 1 { // after that of the first command
+		c := createTenant("Refused")
+		c.Id = number(uint64(i))
+		m.command(c)
+	}
+	kept := func() (n int) {
+		for i := range outcomes - 1 {
+			if m.s.Decided(hierarchy.CommandID{ID: hierarchy.ID(number(uint64(i)))}) {
+				n++
+			} else if n > 0 {
+				t.Fatalf("outcome %d is gone, and an older one is not", i)
+			}
+		}
+		return n
+	}
+	m.stamp = m.stamp.Add(24 * time.Hour)
+	for i, want := range []int{outcomes - 256, outcomes - 512, 0} {
+		back, err := state.Read(bytes.NewReader(snapshot(t, m.s)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		restored := &machine{back, m.stamp}
+		m.do(t, tick())
+		restored.do(t, tick())
+		if got := kept(); got != want {
+			t.Fatalf("after %d ticks %d outcomes are kept, want %d", i+1, got, want)
+		}
+		if restored.s.Hash() != m.s.Hash() {
+			t.Fatal("after a restore others are forgotten")
+		}
+		check(t, m.s)
+		// A retry that comes before the turn of its outcome hears what was said first; it drops some too.
+		retry := createTenant("Refused")
+		retry.Id = number(outcomes - 2)
+		res := (&machine{m.s, m.stamp}).command(retry)
+		if !errors.Is(res.Err, hierarchy.ErrInvalidArgument) || res.Replayed != (want > 256) {
+			t.Errorf("with %d outcomes left: got %+v", want, res)
+		}
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 )
@@ -92,9 +94,10 @@ func (d *draft) remember(o *outcome, err error) {
 	}
 }
 
-// forget drops what is older than [outcomeLife], in the order of the log.
+// forget drops what is older than [outcomeLife], in the order of the log. What is left over is
+// remembered somewhat longer, which does no harm.
 func (d *draft) forget() {
-	for {
+	for range maxForgotten {
 		_, oldest, ok := d.outcomes.Root().Minimum()
 		if !ok || d.stamp-oldest.stamp <= int64(outcomeLife) {
 			return
@@ -110,17 +113,17 @@ func intent(c *commandpb.Command) [32]byte {
 	asked := &commandpb.Command{Body: c.GetBody()}
 	switch b := c.GetBody().(type) {
 	case *commandpb.Command_CreateTenant:
-		asked.Body = &commandpb.Command_CreateTenant{CreateTenant: &commandpb.CreateTenant{
-			Name: b.CreateTenant.GetName(), MaxStaleness: b.CreateTenant.GetMaxStaleness(),
-		}}
+		m := proto.CloneOf(b.CreateTenant)
+		m.TenantId = nil
+		asked.Body = &commandpb.Command_CreateTenant{CreateTenant: m}
 	case *commandpb.Command_CreateKey:
-		asked.Body = &commandpb.Command_CreateKey{CreateKey: &commandpb.CreateKey{
-			TenantId: b.CreateKey.GetTenantId(), Name: b.CreateKey.GetName(), RotateEvery: b.CreateKey.GetRotateEvery(),
-		}}
+		m := proto.CloneOf(b.CreateKey)
+		m.KeyId = nil
+		asked.Body = &commandpb.Command_CreateKey{CreateKey: m}
 	case *commandpb.Command_RotateKey:
-		asked.Body = &commandpb.Command_RotateKey{RotateKey: &commandpb.RotateKey{
-			TenantId: b.RotateKey.GetTenantId(), KeyId: b.RotateKey.GetKeyId(), Cause: b.RotateKey.GetCause(),
-		}}
+		m := proto.CloneOf(b.RotateKey)
+		m.AfterVersion = 0
+		asked.Body = &commandpb.Command_RotateKey{RotateKey: m}
 	}
 	return sha256.Sum256(encode(asked))
 }

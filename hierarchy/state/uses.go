@@ -14,10 +14,6 @@ import (
 // ticks by the node's own clock, and a new leader's may be a little behind.
 const maxAhead = time.Second
 
-// maxForgotten bounds the counts that one command drops, so that a midnight at which those of
-// 100,000 tenants end stops nobody. What is left over does no harm: its window has ended.
-const maxForgotten = 256
-
 // reserveUses hands a node a block of uses of a long limit, so that all nodes together stay below
 // it. Of each limit only the latest window is counted: a window is over when the next has begun,
 // though a node's clock may still be in it.
@@ -90,7 +86,8 @@ func (d *draft) longLimit(t *Tenant, id LimitID) (policy.Limit, error) {
 	return limits.Long, nil
 }
 
-// forgetUses drops counts whose windows have ended.
+// forgetUses drops counts whose windows have ended. What is left over does no harm: it counts for
+// nothing.
 func (d *draft) forgetUses() {
 	for range maxForgotten {
 		_, first, ok := d.uses.Root().Minimum()
