@@ -371,6 +371,39 @@ func TestRetry(t *testing.T) {
 	}
 }
 
+// TestRetryOfWhatWasUndone: an idempotency ID of an earlier day closes nothing today, and is not told
+// that it did.
+func TestRetryOfWhatWasUndone(t *testing.T) {
+	api, n := newAdmin(t)
+	id := hierarchy.NewID()
+	disable := func() error {
+		return second(api.DisableTenant(soon(t), &kekdv1.DisableTenantRequest{IdempotencyId: id[:], Name: "acme", Reason: "leak"}))
+	}
+	for range 2 {
+		if err := disable(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if became := newest(n); became.Outcome != socketapi.AdminOK || !strings.Contains(became.Detail, "done before, at index") {
+		t.Errorf("the record of a repetition: %+v", became)
+	}
+	if err := second(api.EnableTenant(soon(t), &kekdv1.EnableTenantRequest{Name: "acme"})); err != nil {
+		t.Fatal(err)
+	}
+	err := disable()
+	if code(err) != "FAILED_PRECONDITION" || !strings.Contains(err.Error(), "was undone since") {
+		t.Errorf("a disable that was undone, again under its ID: %v", err)
+	}
+	if became := newest(n); became.Outcome != socketapi.AdminFailed {
+		t.Errorf("its record: %+v", became)
+	}
+}
+
+func newest(n *node) socketapi.AdminRecord {
+	all := n.last()
+	return all[len(all)-1]
+}
+
 // TestRetryWithTheDaemonsID: who gave no ID learns the daemon's, and retries with that.
 func TestRetryWithTheDaemonsID(t *testing.T) {
 	api, n := newAdmin(t)

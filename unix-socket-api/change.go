@@ -3,6 +3,7 @@ package socketapi
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -46,7 +47,11 @@ func (a *adminService) change(ctx context.Context, idempotencyID []byte, r Admin
 		return committed{}, a.named(r, id, fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err))
 	}
 
-	index, err := a.propose(ctx, c.principal, id, build)
+	result, err := a.propose(ctx, c.principal, id, build)
+	index := result.Index
+	if result.Replayed {
+		r.Detail = strings.TrimPrefix(fmt.Sprintf("%s; done before, at index %d", r.Detail, index), "; ")
+	}
 
 	r.Of, r.Outcome = sequence, AdminOK
 	if err != nil {
@@ -73,10 +78,10 @@ type committed struct {
 	id    hierarchy.CommandID
 }
 
-func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id hierarchy.CommandID, build func(*state.State) (*commandpb.Command, error)) (uint64, error) {
+func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id hierarchy.CommandID, build func(*state.State) (*commandpb.Command, error)) (state.Result, error) {
 	cmd, err := build(a.Hierarchy.State())
 	if err != nil {
-		return 0, err
+		return state.Result{}, err
 	}
 	cmd.Format, cmd.Id = state.Format, id.ID[:]
 	cmd.Actor = &commandpb.Actor{NodeId: a.Self.ID[:], Uid: who.UID, Gid: who.GID, Pid: who.PID}
@@ -84,7 +89,11 @@ func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id 
 	if err == nil {
 		err = result.Err
 	}
-	return result.Index, err
+	if err == nil && result.Replayed && !a.Hierarchy.State().Holds(cmd) {
+		err = apierr.WithHint(fmt.Errorf("%w: this was done before, at index %d, and was undone since", hierarchy.ErrFailedPrecondition, result.Index),
+			"an idempotency ID is for trying one and the same change again: give none, or a new one, to do it anew")
+	}
+	return result, err
 }
 
 // named gives an error its form for the caller, with the command's ID in it.
