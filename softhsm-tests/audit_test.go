@@ -2,6 +2,7 @@ package softhsmtests
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/quota"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
 // A head that kekctl prints and that is kept elsewhere tells when the journal was cut off, which
@@ -62,6 +65,44 @@ func TestAuditHeadFindsWhatWasCutOff(t *testing.T) {
 	if out, err := verify(cut, "--anchor", kept); err == nil || !strings.Contains(out, "truncated") {
 		t.Errorf("with the head: %v\n%s", err, out)
 	}
+}
+
+// What was only counted of a user's refusals in the second in which the node is stopped is in its journal.
+func TestRefusalsAreRecordedAtAStop(t *testing.T) {
+	t.Parallel()
+	n := initialised(t)
+	d := n.serve()
+	setUp(t, n.Node, "acme")
+	const refused = 2 * quota.RefusalsPerSecond
+	batch := &kekdv1.BatchRequest{}
+	for range refused {
+		batch.Operations = append(batch.Operations, &kekdv1.Operation{Op: &kekdv1.Operation_GenerateDataKey{
+			GenerateDataKey: &kekdv1.GenerateDataKeyRequest{Key: "acme/orders"}}})
+	}
+	if _, err := keysAs(t, n, floodUID).Batch(within(t, 20*time.Second), batch); err != nil {
+		t.Fatal(err)
+	}
+	d.stop()
+
+	refusals, single := "", 0
+	for _, e := range journalOf(t, n) {
+		switch {
+		case e.Caller == nil || e.Caller.UID != floodUID:
+		case e.Kind == "refusals":
+			refusals = e.Detail
+		case e.Outcome == audit.OutcomeDenied:
+			single++
+		}
+	}
+	if want := fmt.Sprintf("%d more refusals", refused-single); single == refused || !strings.HasPrefix(refusals, want) {
+		t.Errorf("of %d refusals %d have a record, and one of them all says %q, not %q", refused, single, refusals, want)
+	}
+	runTool(t, kekctl, "audit", "verify", "--dir", n.DataDir, "--public-key", filepath.Join(n.DataDir, "identity.pub"))
+	d = n.serve()
+	if out := runTool(t, kekctl, "--admin-socket", n.AdminSocket, "audit", "tail", "-n", "1000"); !strings.Contains(out, refusals) {
+		t.Errorf("kekctl does not show it:\n%s", out)
+	}
+	d.stop()
 }
 
 func lastOf(t *testing.T, n *node, kind string) (sequence uint64) {

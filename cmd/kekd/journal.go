@@ -10,6 +10,7 @@ import (
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/custody"
 )
 
 // startJournal opens the audit journal, and writes that this node has begun.
@@ -40,6 +41,17 @@ func (n *node) closeJournal(ctx context.Context) error {
 		return err
 	}
 	return await(ctx, n.anchored)
+}
+
+// recordRefusals writes what was counted of refusals and has no record yet, once nobody is refused
+// any more.
+func (n *node) recordRefusals(hot *custody.Custody) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := hot.RecordRefusals(ctx); err != nil {
+			n.log.Warn("the last refusals are not all in the audit journal", "error", err)
+		}
+		return nil
+	}
 }
 
 // openJournal opens the audit journal, if it is the one that the cluster knows. One that was cut

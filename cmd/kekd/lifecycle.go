@@ -11,6 +11,7 @@ import (
 // hangs takes nothing from those after it. Together they are less than 10 s.
 const (
 	stopSockets    = 3500 * time.Millisecond
+	stopRefusals   = 200 * time.Millisecond
 	stopReconciler = 500 * time.Millisecond
 	stopWraps      = time.Second
 	stopRepairs    = 300 * time.Millisecond

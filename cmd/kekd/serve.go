@@ -217,6 +217,7 @@ func (n *node) awaitLease(ctx context.Context) error {
 func (n *node) listen(failed chan<- error) (err error) {
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
 		n.replica(), n.token, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
+	n.running.started("the count of refusals", stopRefusals, n.recordRefusals(hot))
 	limits := socketapi.DefaultLimits()
 	limits.Known = func(p hierarchy.Principal) bool {
 		return socketapi.Own(p) || len(n.raft.State().ServicesFor(p.UID, p.GID)) > 0
