@@ -605,7 +605,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	w.later(time.Second)
 	w.sealed(acmeApp, "acme/orders")
 	records := w.journal.since(before + quota.RefusalsPerSecond)
-	if len(records) != 2 || records[1].Kind != "refusals" || records[1].Caller.UID != stranger.UID || !strings.HasPrefix(records[1].Detail, "924 more refusals") {
+	if len(records) != 2 || records[1].Kind != "refusals" || *records[1].Caller != stranger || records[1].TenantName != "acme" || records[1].Tenant.IsZero() || !strings.HasPrefix(records[1].Detail, "924 more refusals") {
 		t.Fatalf("%+v", records)
 	}
 }

@@ -15,25 +15,20 @@ import (
 // countRefusals leaves those without a record of their own that a user has had too many of: they
 // are counted instead, and a record tells how many there were.
 func (c *Custody) countRefusals(who hierarchy.Principal, items []item) {
-	denied := func(it *item) bool {
-		return it.known && it.asked == 0 && errors.Is(it.err, hierarchy.ErrPermissionDenied)
-	}
-	n := 0
+	now := time.Time{}
 	for i := range items {
-		if denied(&items[i]) {
-			n++
+		it := &items[i]
+		if !it.known || it.asked != 0 || !errors.Is(it.err, hierarchy.ErrPermissionDenied) {
+			continue
 		}
-	}
-	if n == 0 {
-		return
-	}
-	single := c.refusals.Admit(who.UID, c.now(), n)
-	for i := range items {
-		if denied(&items[i]) {
-			if single--; single < 0 {
-				items[i].known = false
-			}
+		if now.IsZero() {
+			now = c.now()
 		}
+		var tenant hierarchy.TenantID
+		if it.grant.tenant != nil {
+			tenant = it.grant.tenant.ID
+		}
+		it.known = c.refusals.Admit(who, tenant, now)
 	}
 }
 
@@ -57,13 +52,17 @@ func (c *Custody) RecordRefusals(ctx context.Context) error {
 
 // appendRefusals returns where the records of them end.
 func (c *Custody) appendRefusals(ctx context.Context, counted []quota.Uncounted) (end audit.Position, err error) {
+	now := c.replica.View().State
 	for some := range slices.Chunk(counted, audit.MaxAppend) {
 		records := make([]audit.Record, len(some))
 		for i, more := range some {
 			records[i] = audit.Record{
-				Kind: "refusals", At: c.now(), Caller: &hierarchy.Principal{UID: more.UID},
+				Kind: "refusals", At: c.now(), Caller: &more.Caller, Tenant: more.Tenant,
 				Outcome: audit.OutcomeDenied, Code: hierarchy.Code(hierarchy.ErrPermissionDenied),
 				Detail: fmt.Sprintf("%d more refusals of this user in the second from %s", more.Count, more.Since.UTC().Format(time.RFC3339Nano)),
+			}
+			if t, ok := now.Tenant(more.Tenant); ok {
+				records[i].TenantName = t.Name
 			}
 		}
 		if end, err = c.journal.Append(ctx, records); err != nil {
