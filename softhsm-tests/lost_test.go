@@ -203,6 +203,41 @@ func TestJournalIsRolledBack(t *testing.T) {
 	opens(t, n, sealed)
 }
 
+// A journal that was copied while its node went on is a fork of it, with a head that was never signed.
+// Neither a start that refuses it nor one that accepts the loss changes a byte of it.
+func TestForkedJournalIsLeftAsItWas(t *testing.T) {
+	t.Parallel()
+	n := initialised(t)
+	d := n.serve()
+	setUp(t, n.Node, "acme")
+	sealAndOpen(t, n, "acme/orders")
+	journal, fork := filepath.Join(n.DataDir, "audit"), filepath.Join(n.Dir, "fork")
+	runTool(t, "cp", "-a", journal, fork)
+	sealAndOpen(t, n, "acme/orders")
+	d.stop()
+	if err := os.RemoveAll(journal); err != nil {
+		t.Fatal(err)
+	}
+	runTool(t, "cp", "-a", fork, journal)
+	was := tree(t, journal)
+	for range 2 { // as systemd would
+		n.refused(1, []string{"is not the one that the cluster knows"}, "serve")
+		if is := tree(t, journal); is != was {
+			t.Fatalf("there is\n%safter the start, and was\n%s", is, was)
+		}
+		runTool(t, "diff", "-r", fork, journal)
+	}
+	d = n.serveWith("--accept-audit-loss", "a fork was put in its place")
+	aside, err := filepath.Glob(journal + ".lost-*")
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("kept: %q, %v", aside, err)
+	}
+	runTool(t, "diff", "-r", fork, aside[0])
+	sealAndOpen(t, n, "acme/orders")
+	verifyAudit(t, n)
+	d.stop()
+}
+
 // A data directory of yesterday brings back yesterday's hierarchy, and on a cluster of one node nothing
 // can tell. That is written where it can be read, so it is held to be true.
 func TestDataDirectoryIsRolledBack(t *testing.T) {

@@ -57,16 +57,10 @@ func (n *node) recordRefusals(hot *custody.Custody) func(context.Context) error 
 // openJournal opens the audit journal, if it is the one that the cluster knows. One that was cut
 // off, rolled back or replaced is not continued as if nothing had been: the next anchor would hide
 // it. Nothing is written to it then, since it is evidence.
-func (n *node) openJournal(ctx context.Context, o serveOptions) error {
+func (n *node) openJournal(ctx context.Context, o serveOptions) (err error) {
 	dir := auditDir(n.config.DataDir)
-	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Log: n.log}
-	journal, err := audit.Open(dir, options)
-	if err == nil {
-		if err = n.checkAnchor(journal); err == nil {
-			n.journal = journal
-			return nil
-		}
-	}
+	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Anchor: n.knownHead(), Log: n.log}
+	n.journal, err = audit.Open(dir, options)
 	if !errors.Is(err, audit.ErrCorrupt) && !errors.Is(err, hierarchy.ErrNotFound) {
 		return err
 	}
@@ -76,26 +70,26 @@ func (n *node) openJournal(ctx context.Context, o serveOptions) error {
 			"  kekd serve --config %s --accept-audit-loss REASON\n"+
 			"which keeps what is there beside the new journal", dir, err, o.config)
 	}
-	if journal != nil { // a last checkpoint under what is left of it takes nothing away
-		if err := journal.Close(ctx); err != nil {
-			return err
-		}
-	}
 	return n.acceptLoss(ctx, dir, options, err, o.acceptAuditLoss)
 }
 
-// checkAnchor holds a journal against its head as the cluster last agreed on it.
-func (n *node) checkAnchor(j *audit.Journal) error {
+// knownHead is the journal's head as the cluster last agreed on it; nil: on none.
+func (n *node) knownHead() *audit.Checkpoint {
 	a, ok := n.raft.State().Anchor(n.self.NodeID)
 	if !ok {
 		return nil
 	}
-	return j.CheckAnchor(audit.Checkpoint{Cluster: n.self.ClusterID, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature})
+	return &audit.Checkpoint{Cluster: n.self.ClusterID, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature}
 }
 
 // acceptLoss puts a journal that cannot be continued aside and begins a new one, whose first
 // record and first anchor say so.
 func (n *node) acceptLoss(ctx context.Context, dir string, options audit.Options, loss error, reason string) (err error) {
+	detail := "the cluster had anchored no record"
+	if a := options.Anchor; a != nil {
+		detail = fmt.Sprintf("the cluster had anchored record %d, hash %s", a.Sequence, a.Head)
+	}
+	options.Anchor = nil // of the old one
 	aside := fmt.Sprintf("%s.lost-%s", dir, time.Now().UTC().Format("20060102T150405Z"))
 	if err := os.Rename(dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -105,10 +99,6 @@ func (n *node) acceptLoss(ctx context.Context, dir string, options audit.Options
 	}
 	if n.journal, err = audit.Open(dir, options); err != nil {
 		return err
-	}
-	detail := "the cluster had anchored no record"
-	if a, ok := n.raft.State().Anchor(n.self.NodeID); ok {
-		detail = fmt.Sprintf("the cluster had anchored record %d, hash %x", a.Sequence, a.Head)
 	}
 	head, err := n.journal.Seal(ctx, audit.Record{Kind: "audit-loss", Outcome: audit.OutcomeOK, Reason: reason, Detail: detail})
 	if err != nil {

@@ -19,7 +19,6 @@ import (
 const (
 	segmentSuffix = ".jsonl"
 	nextName      = "next" // the segment that is made ready; it gets its name with its first record
-	lockName      = "lock"
 )
 
 // file is what the journal asks of a segment. Tests put faults under it.
@@ -48,11 +47,11 @@ func (f osFile) Size() (int64, error) {
 type directory struct {
 	path string
 	fd   *os.File
-	lock *os.File
 	wrap func(file) file // for tests; nil: none
 }
 
-// openDirectory opens and locks it. A second writer is refused.
+// openDirectory opens and locks it. A second writer is refused. The directory itself is locked,
+// and no file in it, so that opening it leaves nothing there.
 func openDirectory(path string, wrap func(file) file) (*directory, error) {
 	fd, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -74,10 +73,7 @@ func (d *directory) takeLock() error {
 	if st.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%w: audit journal %s: others than its owner may reach it (mode %04o): chmod 700", hierarchy.ErrFailedPrecondition, d.path, st.Mode().Perm())
 	}
-	if d.lock, err = d.openRaw(lockName, os.O_RDWR|os.O_CREATE); err != nil {
-		return fmt.Errorf("audit journal: %w", err)
-	}
-	err = unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = unix.Flock(int(d.fd.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("%w: audit journal %s: another process writes it", hierarchy.ErrFailedPrecondition, d.path)
 	}
@@ -87,12 +83,7 @@ func (d *directory) takeLock() error {
 	return nil
 }
 
-func (d *directory) close() {
-	if d.lock != nil {
-		d.lock.Close()
-	}
-	d.fd.Close()
-}
+func (d *directory) close() { d.fd.Close() }
 
 func (d *directory) openRaw(name string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(int(d.fd.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -184,3 +185,6 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 	t.Fatalf("did not happen: %s", what)
 }
+
+// hashOf a line.
+func hashOf(line string) audit.Hash { return sha256.Sum256([]byte(line)) }

@@ -43,6 +43,9 @@ type Options struct {
 	// Signer signs checkpoints: ECDSA P-256. It is called by one goroutine and never while a
 	// lock is held. While it fails, records are written on, and [Status] tells.
 	Signer crypto.Signer
+	// Anchor is a head of this journal that was kept elsewhere; nil: none is. Open refuses a
+	// journal that does not fit it.
+	Anchor *Checkpoint
 
 	SegmentSize        int64         // bytes; 0: DefaultSegmentSize
 	CheckpointRecords  uint64        // a checkpoint at the latest after so many; 0: DefaultCheckpointRecords

@@ -79,8 +79,10 @@ func syncParent(dir string) error {
 // to it; [Verify] reads all. What the last write before a crash left unfinished is cut off, and
 // a record of [KindRecovered] says so. Anything else that is wrong is [ErrCorrupt].
 //
-// What was cut off at a clean end cannot be seen from the journal alone: hold it against the
-// anchored checkpoints, by [Journal.CheckAnchor].
+// What was cut off at a clean end cannot be seen from the journal alone, but from
+// [Options.Anchor]: a journal that does not fit it is ErrCorrupt too.
+//
+// A journal that is refused for what is in it is left as it was, to the byte: it is evidence.
 func Open(dir string, opts Options) (*Journal, error) {
 	if err := opts.complete(); err != nil {
 		return nil, err

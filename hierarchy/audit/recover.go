@@ -16,12 +16,9 @@ import (
 var ErrCorrupt = errors.New("the audit journal is corrupt")
 
 // recover reads where the journal stands, and puts right what a crash left at its end. It
-// returns in words what it cut off.
+// returns in words what it cut off. Nothing is changed before all has been checked: a journal
+// that is refused is evidence.
 func (j *Journal) recover() (cuts []string, err error) {
-	// A segment that was made ready is not worth checking. Its name is needed.
-	if err := j.dir.remove(nextName); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("audit journal: %w", err)
-	}
 	firsts, err := j.dir.segments()
 	if err != nil {
 		return nil, err
@@ -30,42 +27,63 @@ func (j *Journal) recover() (cuts []string, err error) {
 		return nil, fmt.Errorf("%w: there is no audit journal in %s", hierarchy.ErrNotFound, j.dir.path)
 	}
 	last := len(firsts) - 1
-	cut, err := j.recoverSegment(firsts[last])
+	end, err := j.readEnd(firsts[last])
+	bare := uint64(0)
 	if errors.Is(err, errNoHeader) && last > 0 {
 		// A segment gets its name just before its header is written: only the last one can be
 		// caught in between, and never the first of all.
-		if err := errors.Join(j.dir.remove(segmentName(firsts[last])), j.dir.sync()); err != nil {
-			return nil, fmt.Errorf("audit journal: %w", err)
-		}
-		if cut != "" {
-			cuts = append(cuts, cut)
+		bare = firsts[last]
+		if end.cut != "" {
+			cuts = append(cuts, end.cut)
 		}
 		last--
-		cut, err = j.recoverSegment(firsts[last])
+		end, err = j.readEnd(firsts[last])
 	}
 	if err != nil {
 		return nil, fmt.Errorf("audit journal: %s: %w", segmentName(firsts[last]), err)
 	}
-	if cut != "" {
-		cuts = append(cuts, cut)
+	if end.cut != "" {
+		cuts = append(cuts, end.cut)
 	}
+	defer func() {
+		if err != nil {
+			end.f.Close()
+		}
+	}()
 	if last > 0 {
 		if err := j.checkBefore(firsts[last-1]); err != nil {
-			j.cur.f.Close()
 			return nil, fmt.Errorf("audit journal: %s: %w", segmentName(firsts[last-1]), err)
 		}
 	}
+	if err := j.checkAnchor(firsts[:last+1]); err != nil {
+		return nil, err
+	}
+
+	if err := j.mend(end, bare); err != nil {
+		return nil, fmt.Errorf("audit journal: %w", err)
+	}
+	j.cur = &segment{f: end.f, size: end.size, first: firsts[last], published: true}
+	j.off = end.off
 	return cuts, nil
+}
+
+// journalEnd is the segment that is written on, as it was read.
+type journalEnd struct {
+	f    file
+	size int64
+	off  int64  // where its lines end
+	torn int64  // where what is left of an unfinished write ends; off: there is none
+	cut  string // that write in words, empty: there is none
 }
 
 // errNoHeader is a segment that was named, and whose header is not whole.
 var errNoHeader = fmt.Errorf("%w: it has no header", ErrCorrupt)
 
-// recoverSegment reads the last segment, cuts off what is torn, and goes on at its end.
-func (j *Journal) recoverSegment(first uint64) (cut string, err error) {
+// readEnd reads the last segment. Of one that is errNoHeader it still says what is torn.
+func (j *Journal) readEnd(first uint64) (end journalEnd, err error) {
 	f, err := j.dir.open(segmentName(first), os.O_RDWR)
 	if err != nil {
-		return "", err
+		return end, err
 	}
 	defer func() {
 		if err != nil {
@@ -74,25 +92,41 @@ func (j *Journal) recoverSegment(first uint64) (cut string, err error) {
 	}()
 	size, err := f.Size()
 	if err != nil {
-		return "", err
+		return end, err
 	}
 	lines := newLineReader(io.NewSectionReader(f, 0, size))
 	err = j.readSegment(lines, first)
 	if err == errTorn {
-		cut, err = j.cutTail(f, first, lines)
+		end.cut, err = j.checkTail(f, first, lines)
 	}
-	switch {
-	case err != nil:
-		return "", err
-	case lines.line == 0:
-		return cut, errNoHeader
+	if err == nil && lines.line == 0 {
+		err = errNoHeader
 	}
-	if err := rewriteTail(f, lines.off); err != nil {
-		return "", fmt.Errorf("writing the end again: %w", err)
+	end.f, end.size, end.off, end.torn = f, size, lines.off, lines.end
+	return end, err
+}
+
+// mend makes the journal one that can be written on. bare is a segment without a header; 0:
+// there is none.
+func (j *Journal) mend(end journalEnd, bare uint64) error {
+	// A segment that was made ready is not worth checking. Its name is needed.
+	if err := j.dir.remove(nextName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	j.cur = &segment{f: f, size: size, first: first, published: true}
-	j.off = lines.off
-	return cut, nil
+	if bare > 0 {
+		if err := errors.Join(j.dir.remove(segmentName(bare)), j.dir.sync()); err != nil {
+			return err
+		}
+	}
+	if end.torn > end.off {
+		if err := zeroFill(end.f, end.off, end.torn); err != nil {
+			return fmt.Errorf("cutting off what is torn: %w", err)
+		}
+	}
+	if err := rewriteTail(end.f, end.off); err != nil {
+		return fmt.Errorf("writing the end again: %w", err)
+	}
+	return nil
 }
 
 // readSegment follows the chain through a segment. It returns nil or errTorn at its end.
@@ -154,9 +188,10 @@ func corrupt(l *lineReader, err error) error {
 	return fmt.Errorf("%w: at byte %d, after line %d: %w", ErrCorrupt, l.off, l.line, err)
 }
 
-// cutTail puts zeros over a write that is not whole. None of it was acknowledged: a write
-// begins only after the one before is durable, and a checkpoint speaks only of what is.
-func (j *Journal) cutTail(f file, first uint64, l *lineReader) (string, error) {
+// checkTail tells whether what is torn may be cut off, and says in words what it is. None of it
+// was acknowledged: a write begins only after the one before is durable, and a checkpoint speaks
+// only of what is.
+func (j *Journal) checkTail(f file, first uint64, l *lineReader) (string, error) {
 	n := l.end - l.off
 	if l.line > 0 && n > maxPending {
 		return "", corrupt(l, fmt.Errorf("%d bytes follow what cannot be read, more than one write has", n))
@@ -170,9 +205,6 @@ func (j *Journal) cutTail(f file, first uint64, l *lineReader) (string, error) {
 		if err == nil && e.Checkpoint != nil && e.Checkpoint.Sequence > j.chain.seq {
 			return "", corrupt(l, fmt.Errorf("record %d cannot be read, and was durable: a checkpoint speaks of record %d", j.chain.seq+1, e.Checkpoint.Sequence))
 		}
-	}
-	if err := zeroFill(f, l.off, l.end); err != nil {
-		return "", err
 	}
 	return fmt.Sprintf("cut off the last write, which was not whole: %d bytes at byte %d of %s, SHA-256 %x", n, l.off, segmentName(first), sha256.Sum256(tail)), nil
 }

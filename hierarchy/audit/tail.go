@@ -3,7 +3,6 @@ package audit
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"io/fs"
@@ -112,51 +111,4 @@ func tailSegment(fsys fs.FS, first uint64, tenant hierarchy.TenantID, until uint
 		return nil, nil, fmt.Errorf("audit journal: %s: %w", segmentName(first), errNoHeader)
 	}
 	return tail[max(0, len(tail)-n):], header, nil
-}
-
-// CheckAnchor holds the journal against a checkpoint that was kept elsewhere. Its error wraps
-// [ErrCorrupt] if the journal does not have the record, or has another one in its place: it was
-// cut off, rolled back with its disk, or forked. A checkpoint from before the oldest segment
-// that is kept says nothing.
-func (j *Journal) CheckAnchor(c Checkpoint) error {
-	if c.Node != j.opts.Node || c.Cluster != j.opts.Cluster {
-		return fmt.Errorf("%w: the checkpoint is of node %s in cluster %s", hierarchy.ErrInvalidArgument, c.Node, c.Cluster)
-	}
-	if err := c.Verify(j.key); err != nil {
-		return err
-	}
-	j.mu.Lock()
-	durable := j.durable
-	j.mu.Unlock()
-	if c.Sequence > durable {
-		return fmt.Errorf("%w: it ends with record %d, and record %d was signed and anchored: it was cut off or rolled back", ErrCorrupt, durable, c.Sequence)
-	}
-	fsys := os.DirFS(j.dir.path)
-	firsts, err := listSegments(fsys)
-	if err != nil {
-		return err
-	}
-	i := sort.Search(len(firsts), func(i int) bool { return firsts[i] > c.Sequence }) - 1
-	if i < 0 {
-		return nil
-	}
-	f, err := fsys.Open(segmentName(firsts[i]))
-	if err != nil {
-		return fmt.Errorf("audit journal: %w", err)
-	}
-	defer f.Close()
-	lines := newLineReader(f)
-	for seq := firsts[i]; ; seq++ {
-		line, err := lines.next()
-		if err != nil {
-			return fmt.Errorf("%w: record %d was signed and anchored, and is not there: %w", ErrCorrupt, c.Sequence, err)
-		}
-		if seq < c.Sequence {
-			continue
-		}
-		if sha256.Sum256(line) != c.Head {
-			return fmt.Errorf("%w: record %d is another than the one that was signed and anchored", ErrCorrupt, c.Sequence)
-		}
-		return nil
-	}
 }

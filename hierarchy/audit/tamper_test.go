@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/asn1"
-	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -415,33 +414,6 @@ func TestSignatureTwin(t *testing.T) {
 	}
 	if got := e.kinds(e.anchors, edit); !slices.Equal(got, []audit.FaultKind{audit.FaultCheckpoint}) {
 		t.Errorf("found %v", got)
-	}
-}
-
-func TestCheckAnchor(t *testing.T) {
-	e := newEvidence(t)
-	e.open()
-	for _, a := range e.anchors {
-		if err := e.j.CheckAnchor(a); err != nil {
-			t.Errorf("anchor of record %d: %v", a.Sequence, err)
-		}
-	}
-	unsigned := e.anchors[0]
-	unsigned.Signature = nil
-	other := e.anchors[0]
-	other.Node.ID[0] ^= 1
-	for name, c := range map[string]struct {
-		anchor audit.Checkpoint
-		want   error
-	}{
-		"rolled back": {e.sign(uint64(e.records)+1, audit.Hash{}), audit.ErrCorrupt},
-		"forked":      {e.sign(17, audit.Hash{1}), audit.ErrCorrupt},
-		"unsigned":    {unsigned, audit.ErrSignature},
-		"of another":  {other, hierarchy.ErrInvalidArgument},
-	} {
-		if err := e.j.CheckAnchor(c.anchor); !errors.Is(err, c.want) {
-			t.Errorf("%s: got %v, want %v", name, err, c.want)
-		}
 	}
 }
 
