@@ -2,6 +2,7 @@ package socketapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"strings"
 
@@ -29,10 +30,7 @@ func (a *adminService) AllowPolicy(ctx context.Context, m *kekdv1.AllowPolicyReq
 		return nil, err
 	}
 	rule.Limits = limitCommands(limits)
-	r := AdminRecord{Kind: "policy-allow", Service: rule.Service, Detail: fmt.Sprintf("%s %s", rule.Pattern, ops)}
-	if !limits.None() {
-		r.Detail += fmt.Sprintf(" limits=%q", limits)
-	}
+	r := AdminRecord{Kind: "policy-allow", Service: rule.Service, Detail: ruleDetail(rule, ops, limits)}
 	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
 		return &commandpb.Command{Body: &commandpb.Command_AllowPolicy{AllowPolicy: &commandpb.AllowPolicy{Rule: rule}}}, nil
 	})
@@ -45,6 +43,38 @@ func (a *adminService) AllowPolicy(ctx context.Context, m *kekdv1.AllowPolicyReq
 		}
 	}
 	return nil, fmt.Errorf("%w: the rule was taken back meanwhile", hierarchy.ErrNotFound)
+}
+
+// maxRuleDetail is how long the text of a rule may be in a record, in bytes: of the 256 of a record's
+// detail, the command's ID takes 42.
+const maxRuleDetail = 214
+
+// ruleDetail is a rule as its record has it, all of it but the service, so that a journal shows what
+// a rule that took another's place allows besides:
+//
+//	acme/* wrap,unwrap limits="100/s 10000/d" require_reason context="app=billing" context="user"
+//
+// A context entry without a value accepts any. Entries are quoted as in Go, in ASCII, and stand in the
+// order of their keys: a rule in which they do not is refused. A text that is too long ends, cut off,
+// in "… sha256=" and the hash of the whole text in hex.
+func ruleDetail(rule *commandpb.Rule, ops hierarchy.Ops, limits policy.Limits) string {
+	parts := []string{rule.Pattern, ops.String()}
+	if !limits.None() {
+		parts = append(parts, fmt.Sprintf("limits=%q", limits))
+	}
+	if rule.RequireReason {
+		parts = append(parts, "require_reason")
+	}
+	for _, q := range rule.RequiredContext {
+		entry := policy.Requirement{Key: q.Key, AnyValue: q.Value == nil, Value: q.GetValue()}
+		parts = append(parts, fmt.Sprintf("context=%+q", entry))
+	}
+	text := strings.Join(parts, " ")
+	if len(text) <= maxRuleDetail {
+		return text
+	}
+	end := fmt.Sprintf("… sha256=%x", sha256.Sum256([]byte(text)))
+	return strings.ToValidUTF8(text[:maxRuleDetail-len(end)], "") + end
 }
 
 func (a *adminService) RevokePolicy(ctx context.Context, m *kekdv1.RevokePolicyRequest) (*kekdv1.RevokePolicyResponse, error) {
