@@ -80,7 +80,7 @@ func New(self Self, raft Hierarchy, m hsm.Manager, t Token, log *slog.Logger) *R
 
 // Run works until ctx ends. Failures are retried, reported by Settled, and logged.
 func (r *Reconciler) Run(ctx context.Context) {
-	rotations := time.NewTicker(rotationEvery)
+	rotations := time.NewTimer(rotationEvery)
 	defer rotations.Stop()
 	for ctx.Err() == nil {
 		changed := r.raft.Changed()
@@ -96,7 +96,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 		case <-again:
 		case <-rotations.C:
 			r.look(ctx)
-			r.rotate(ctx)
+			rotations.Reset(r.rotate(ctx))
 		}
 	}
 }

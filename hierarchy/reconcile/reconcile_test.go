@@ -14,7 +14,6 @@ import (
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
-	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/hsm"
 )
 
@@ -214,47 +213,6 @@ func TestASickTokenIsToldToWhoWaits(t *testing.T) {
 		k.mu.Unlock()
 		if err := settled(t.Context(), r, rec, "acme"); err != nil {
 			t.Fatalf("after it healed: %v", err)
-		}
-	})
-}
-
-func TestRotatesWhatIsDue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r, k := newReplicated(), newToken()
-		rec, stop := run(t.Context(), r, k, k, self)
-		defer stop()
-		r.create("acme", "by-period", 24*time.Hour)
-		r.create("acme", "by-use", 0)
-		r.create("acme", "by-hand", 0)
-		r.create("closed", "by-period", 24*time.Hour)
-		_ = settled(t.Context(), r, rec, "acme")
-		_ = settled(t.Context(), r, rec, "closed")
-		_ = r.setTenant("closed", disabled)
-		for range state.RotateAtWraps / state.MaxReservation {
-			r.must(&commandpb.Command{Body: &commandpb.Command_ReserveWraps{ReserveWraps: &commandpb.ReserveWraps{
-				TenantId: tenantID("acme"), KeyId: keyID("acmeby-use"), Version: 1, RegionId: region.ID[:], NodeId: self.ID[:], Count: state.MaxReservation,
-			}}})
-		}
-
-		time.Sleep(time.Minute) // of synctest's clock; cluster time stands still
-		if n := len(r.key("acme", "by-period").Versions); n != 1 {
-			t.Fatalf("rotated by the node's own clock: %d versions", n)
-		}
-		if err := r.apply(&commandpb.Command{Body: &commandpb.Command_Tick{Tick: &commandpb.Tick{}}}, r.State().Stamp().Add(24*time.Hour)); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		for key, want := range map[string]int{"by-period": 2, "by-use": 2, "by-hand": 1} {
-			if k := r.key("acme", key); len(k.Versions) != want || k.Newest().State != hierarchy.Active {
-				t.Errorf("%s has %d versions, want %d; newest is %s", key, len(k.Versions), want, k.Newest().State)
-			}
-		}
-		if n := len(r.key("closed", "by-period").Versions); n != 1 {
-			t.Errorf("a disabled tenant's key was rotated")
-		}
-		if c := r.key("acme", "by-use").Newest().Cause; c != state.CauseUse {
-			t.Errorf("cause %v", c)
 		}
 	})
 }
