@@ -41,7 +41,7 @@ func NewKeeper(clock Clock, renewer Renewer, interval func() time.Duration, log 
 // [Lease.Fresh] to say.
 func (k *Keeper) Current() Lease { return *k.current.Load() }
 
-// Kick asks for a renewal at once: there is a new leader, or a request met a lease that had run out.
+// Kick asks for a renewal at once: there is a new leader, or somebody waits for the next renewal.
 func (k *Keeper) Kick() {
 	select {
 	case k.kick <- struct{}{}:
