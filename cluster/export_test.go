@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/kekd/kekd/cluster/lease"
+	"github.com/kekd/kekd/hierarchy"
 )
 
 // What tests outside of the package may reach into: disks that break, and the pieces whose faults no
@@ -34,6 +35,9 @@ func NewClusterClock(age lease.Clock, wall func() time.Time, log *slog.Logger) f
 	c := &clusterClock{age: age, wall: wall, log: log}
 	return c.stamp
 }
+
+// NewFSM is what raft has of a node of a cluster.
+func NewFSM(of hierarchy.ClusterID) raft.FSM { return newFSM(of, newFailure()) }
 
 // Raft gives what raft itself offers, to bring about what a peer would.
 func (n *Node) Raft() *raft.Raft { return n.raft }

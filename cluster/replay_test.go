@@ -1,8 +1,10 @@
 package cluster_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,5 +125,25 @@ func TestLogOfAnotherCluster(t *testing.T) {
 	}
 	if n.State().Initialised() {
 		t.Errorf("it has the state of cluster %s", n.State().ClusterID())
+	}
+}
+
+// Nor is a snapshot of another cluster taken from a peer.
+func TestSnapshotOfAnotherCluster(t *testing.T) {
+	n := open(t, config(initialised(t)))
+	propose(t, n, createTenant("acme"))
+	var snapshot bytes.Buffer
+	if err := state.Write(&snapshot, n.State()); err != nil {
+		t.Fatal(err)
+	}
+	restore := func(of string) error {
+		fsm := cluster.NewFSM(hierarchy.ClusterID{ID: hierarchy.ID(id(of))})
+		return fsm.Restore(io.NopCloser(bytes.NewReader(snapshot.Bytes())))
+	}
+	if err := restore("cluster"); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	if err := restore("other"); !errors.Is(err, state.ErrDiverged) {
+		t.Errorf("another's: got error %v", err)
 	}
 }

@@ -339,6 +339,15 @@ func TestDamage(t *testing.T) {
 			s := cluster.NewStableStore(b)
 			return errors.Join(s.SetUint64(voteTerm, 1), s.SetUint64([]byte("CurrentTerm"), 1), b.Close())
 		},
+		"the vote is of a term to come": func(dir string) error {
+			b, err := raftboltdb.NewBoltStore(filepath.Join(dir, "raft/stable.db"))
+			if err != nil {
+				return err
+			}
+			s := cluster.NewStableStore(b)
+			term, err := s.GetUint64([]byte("CurrentTerm"))
+			return errors.Join(err, s.SetUint64(voteTerm, term+1), b.Close())
+		},
 		"snapshot has another byte":  func(dir string) error { return overwrite(filepath.Join(newest(dir), "state.bin"), 100, []byte{0}) },
 		"snapshot is cut":            func(dir string) error { return os.Truncate(filepath.Join(newest(dir), "state.bin"), 100) },
 		"snapshot is gone":           func(dir string) error { return os.Remove(filepath.Join(newest(dir), "state.bin")) },
