@@ -16,6 +16,7 @@ import (
 const (
 	confName       = "softhsm2.conf"
 	tokensName     = "tokens"     // SoftHSM's: UUID/{token.object, UUID.object, *.lock, generation}
+	generationName = "generation" // a counter, of changes to a token's files
 	shadowName     = "shadow"     // UUID/*.object, the last good copy of each
 	quarantineName = "quarantine" // UUID/*.object, what was never acknowledged
 	intentName     = "intent"     // there while a change that is kept whole or not at all runs

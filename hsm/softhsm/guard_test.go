@@ -230,6 +230,48 @@ func TestLivingModuleHeals(t *testing.T) {
 	p.finish()
 }
 
+// A module that saw another process destroy a key finds it again once it was put back.
+func TestLivingModuleFindsWhatIsPutBack(t *testing.T) {
+	d, path := newToken(t, "mint a")
+	const works = `"Works":true`
+	p := start(t, driverBinary, path, nil)
+	listed := func() string {
+		t.Helper()
+		p.send("list")
+		got := p.until("ok list")
+		return got[len(got)-1]
+	}
+	p.send(append([]string{"open"}, with("list")...)...)
+	if got := p.until("ok list"); !strings.Contains(got[len(got)-1], works) {
+		t.Fatal(got)
+	}
+	keys, err := filepath.Glob(filepath.Join(path, "tokens", "*", "*-*.object"))
+	if err != nil || len(keys) != 1 {
+		t.Fatal(keys, err)
+	}
+	if err := os.Remove(keys[0]); err != nil {
+		t.Fatal(err)
+	}
+	// As C_DestroyObject tells the others.
+	counter := filepath.Join(filepath.Dir(keys[0]), "generation")
+	b, err := os.ReadFile(counter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1]++
+	if err := os.WriteFile(counter, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(); strings.Contains(got, works) {
+		t.Fatal("a key that is gone shows:", got)
+	}
+	attach(t, d)
+	if got := listed(); !strings.Contains(got, works) {
+		t.Error("the key is not back for it:", got)
+	}
+	p.finish()
+}
+
 // More changes than the kernel remembers.
 func TestBracketWithTooManyChanges(t *testing.T) {
 	text, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")

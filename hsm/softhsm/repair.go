@@ -112,7 +112,7 @@ func (p *pass) generations() error {
 		return err
 	}
 	for _, t := range tokens {
-		r := ref{t, "generation"}
+		r := ref{t, generationName}
 		st, err := os.Lstat(p.dir.objectFile(r))
 		if err != nil || st.Size() == 0 || st.Size() == 8 {
 			continue

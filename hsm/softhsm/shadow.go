@@ -31,11 +31,12 @@ type pass struct {
 	dir      *Dir
 	destroys bool            // what is missing was destroyed on purpose
 	dirty    map[string]step // directories whose names changed
+	back     map[string]bool // tokens with files that were put back
 	report   Report
 }
 
 func newPass(d *Dir) *pass {
-	return &pass{dir: d, dirty: map[string]step{}}
+	return &pass{dir: d, dirty: map[string]step{}, back: map[string]bool{}}
 }
 
 // settle undoes a change that was to be kept whole and was interrupted, then looks at the files.
@@ -279,6 +280,7 @@ func (p *pass) restore(r ref, shadow content) error {
 	}
 	p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
 	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
+	p.back[r.token] = true
 	p.report.Restored = append(p.report.Restored, r.String())
 	return nil
 }
@@ -305,5 +307,32 @@ func (p *pass) finish() error {
 		}
 	}
 	clear(p.dirty)
+	for token := range p.back {
+		if err := p.tell(token); err != nil {
+			return err
+		}
+	}
+	clear(p.back)
 	return nil
+}
+
+// tell has living modules look into a token's directory again: those that saw a file go would not see
+// it come back. They read a counter for that, which SoftHSM raises by one, under a lock; a larger step
+// is one that none of them makes at the same time.
+func (p *pass) tell(token string) error {
+	path := p.dir.objectFile(ref{token, generationName})
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) != 8 {
+		return nil // a module that cannot read it looks anyway
+	}
+	if err != nil {
+		return fmt.Errorf("tell modules of what was put back: %w", err)
+	}
+	renew(b)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("tell modules of what was put back: %w", err)
+	}
+	_, err = f.WriteAt(b, 0)
+	return errors.Join(err, f.Close())
 }
