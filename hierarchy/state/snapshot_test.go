@@ -17,7 +17,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/state"
 )
 
-var update = flag.Bool("update", false, "write the golden snapshot anew: only before its format is released")
+var update = flag.Bool("update", false, "write the golden files anew: only before what they hold is released")
 
 const (
 	golden     = "testdata/v1.snapshot"
