@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/kekd/kekd/cluster"
@@ -11,6 +12,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/reconcile"
+	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
@@ -44,31 +46,66 @@ func (l ledger) Now() time.Time { return l.view.Now() }
 
 // minting tells when a key version can be served.
 type minting struct {
-	raft       *cluster.Node
-	reconciler *reconcile.Reconciler
+	raft       observed
+	reconciler settler
 	region     hierarchy.RegionID
 }
 
+// observed is a copy of the hierarchy, and word of its changes.
+type observed interface {
+	State() *state.State
+	Changed() <-chan struct{}
+}
+
+// settler knows what the token has; see [reconcile.Reconciler.Settled].
+type settler interface {
+	Settled(ctx context.Context, index uint64, v reconcile.VersionID) error
+}
+
+// WaitServable waits for this region's token, and then for the other regions of the placement, with
+// which the version becomes active. Then the token is waited for again: what is active asks for more
+// of it.
 func (m minting) WaitServable(ctx context.Context, tenant hierarchy.TenantID, key hierarchy.KeyID, version uint32) error {
-	if err := m.reconciler.Settled(ctx, m.raft.State().Revision(), reconcile.VersionID{Tenant: tenant, Key: key, Version: version}); err != nil {
-		return err
-	}
-	k, ok := m.raft.State().Key(tenant, key)
-	if !ok {
-		return fmt.Errorf("%w: the key", hierarchy.ErrNotFound)
-	}
-	v, ok := k.Version(version)
-	if !ok {
-		return fmt.Errorf("%w: version %d", hierarchy.ErrNotFound, version)
-	}
-	if v.State == hierarchy.PreActive {
-		for _, r := range v.Regions {
-			if !r.Minted {
-				return fmt.Errorf("%w: region %s has not minted version %d yet", hierarchy.ErrHSMUnavailable, m.regionName(r.Region), version)
-			}
+	for {
+		changed := m.raft.Changed() // before the state is read, so that no change is missed
+		s := m.raft.State()
+		if err := m.reconciler.Settled(ctx, s.Revision(), reconcile.VersionID{Tenant: tenant, Key: key, Version: version}); err != nil {
+			return err
+		}
+		k, ok := s.Key(tenant, key)
+		if !ok {
+			return fmt.Errorf("%w: the key", hierarchy.ErrNotFound)
+		}
+		v, ok := k.Version(version)
+		if !ok {
+			return fmt.Errorf("%w: version %d", hierarchy.ErrNotFound, version)
+		}
+		if _, here := v.Region(m.region); !here {
+			return fmt.Errorf("%w: version %d has no key in this node's region", hierarchy.ErrFailedPrecondition, version)
+		}
+		if v.State != hierarchy.PreActive {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: version %d is not active yet%s", ctx.Err(), version, m.lacking(v))
 		}
 	}
-	return nil
+}
+
+// lacking names the regions that a version waits for.
+func (m minting) lacking(v *state.Version) string {
+	var names []string
+	for _, r := range v.Regions {
+		if !r.Minted {
+			names = append(names, m.regionName(r.Region))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ", it is not minted in " + strings.Join(names, ", ")
 }
 
 func (m minting) regionName(id hierarchy.RegionID) string {
