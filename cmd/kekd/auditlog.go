@@ -47,15 +47,10 @@ func (l *auditLog) Tail(ctx context.Context, tenant hierarchy.TenantID, last int
 			f = l.journal.Follow(tenant) // before the past is read, so that nothing falls between
 			defer f.Close()
 		}
-		past, err := l.journal.Tail(ctx, tenant, last)
-		if err != nil {
-			yield(nil, err)
-			return
-		}
 		var seen uint64
-		for _, line := range past {
+		for line, err := range l.journal.Tail(ctx, tenant, last) {
 			seen = line.Sequence
-			if !yield(line.JSON, nil) {
+			if !yield(line.JSON, err) || err != nil {
 				return
 			}
 		}

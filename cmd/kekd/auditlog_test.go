@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -115,5 +116,48 @@ func TestWatch(t *testing.T) {
 	cancel()
 	if _, err, ok := next(); ok || err != nil {
 		t.Errorf("after its end: %v, %v", err, ok)
+	}
+}
+
+// TestTailIsFollowed reads a long past while more is written: what comes then follows without a gap,
+// and of the past one line is held at a time.
+func TestTailIsFollowed(t *testing.T) {
+	l := newAuditLog(t)
+	acme := hierarchy.TenantID{ID: hierarchy.NewID()}
+	const past, meanwhile = 40_000, 500
+	l.use(t, acme, past)
+	held := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := held()
+	var most, bytes int64
+	seen := 0
+	for line, err := range l.Tail(t.Context(), acme, past, true) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := audit.ParseLine(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen++; e.TenantSequence != uint64(seen) {
+			t.Fatalf("the tenant's record %d comes as line %d", e.TenantSequence, seen)
+		}
+		if bytes += int64(len(line)); seen%5000 == 0 {
+			most = max(most, held())
+		}
+		if seen == past/2 {
+			l.use(t, acme, meanwhile)
+		}
+		if seen == past+meanwhile {
+			break
+		}
+	}
+	const bound = 2 << 20 // what waits to be followed is among it
+	if most -= before; most > bound {
+		t.Errorf("of %d bytes %d were held at once, want %d at most", bytes, most, bound)
 	}
 }

@@ -275,7 +275,7 @@ func TestDiskHangs(t *testing.T) {
 		if err := r.j.Healthy(); !errors.Is(err, hierarchy.ErrAuditUnavailable) {
 			t.Errorf("after six seconds: %v", err)
 		}
-		if tail, err := r.j.Tail(t.Context(), tenant(1), 10); err != nil || len(tail) != 1 {
+		if tail, err := r.tail(t.Context(), tenant(1), 10); err != nil || len(tail) != 1 {
 			t.Errorf("reading: %d lines, %v", len(tail), err)
 		}
 
@@ -353,7 +353,7 @@ func TestDurableIsWhatWasSynced(t *testing.T) {
 	if st := r.j.Status(); st.Durable != one.Sequence || st.Sequence != two.Sequence {
 		t.Errorf("status %+v, want durable to %d of %d", st, one.Sequence, two.Sequence)
 	}
-	if tail, err := r.j.Tail(r.ctx(), tenant(2), 1); err != nil || len(tail) != 0 {
+	if tail, err := r.tail(r.ctx(), tenant(2), 1); err != nil || len(tail) != 0 {
 		t.Errorf("what is not durable is shown: %d lines, %v", len(tail), err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)

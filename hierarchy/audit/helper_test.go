@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -110,6 +111,19 @@ func (r *rig) mustVerify(anchors ...audit.Checkpoint) *audit.Report {
 		r.t.Fatalf("journal does not verify: %v", rep.Faults)
 	}
 	return rep
+}
+
+// tail collects a tenant's last records.
+func (r *rig) tail(ctx context.Context, tenant hierarchy.TenantID, n int) ([]audit.Line, error) {
+	var lines []audit.Line
+	for l, err := range r.j.Tail(ctx, tenant, n) {
+		if err != nil {
+			return lines, err
+		}
+		l.JSON = bytes.Clone(l.JSON)
+		lines = append(lines, l)
+	}
+	return lines, nil
 }
 
 // segments are the paths of the journal's segments, in order.

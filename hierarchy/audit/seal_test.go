@@ -247,7 +247,7 @@ func TestTenantAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tail, err := r.j.Tail(r.ctx(), tenant(2), 1000)
+	tail, err := r.tail(r.ctx(), tenant(2), 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

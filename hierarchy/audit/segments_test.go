@@ -2,8 +2,11 @@ package audit_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -81,7 +84,7 @@ func TestTail(t *testing.T) {
 	note()
 	for _, id := range []hierarchy.TenantID{{}, tenant(0), tenant(4), tenant(1000), tenant(1001), tenant(1002), tenant(77)} {
 		for _, n := range []int{0, 1, 3, 200, 5000} {
-			lines, err := r.j.Tail(r.ctx(), id, n)
+			lines, err := r.tail(r.ctx(), id, n)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -126,5 +129,98 @@ func TestManyTenants(t *testing.T) {
 	t.Logf("%d segments, opened in %s", len(r.segments()), took)
 	if took > 5*time.Second {
 		t.Errorf("opening took %s", took)
+	}
+}
+
+// TestTailHoldsOneLine reads long tails: how much is held while that goes on does not depend on how
+// much is asked for.
+func TestTailHoldsOneLine(t *testing.T) {
+	r := newRig(t, func(o *audit.Options) { o.SegmentSize = 4 << 20 })
+	const records = 48 * audit.MaxAppend // 25 MB
+	batch := make([]audit.Record, audit.MaxAppend)
+	for i := range batch {
+		batch[i] = unwrap(i % 2)
+	}
+	for range records / len(batch) {
+		r.write(batch...)
+	}
+	held := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := held()
+	for _, c := range []struct {
+		tenant  hierarchy.TenantID
+		n, want int
+	}{
+		{hierarchy.TenantID{}, records, records}, {tenant(1), records, records / 2},
+		{hierarchy.TenantID{}, 9000, 9000}, {tenant(1), 9000, 9000},
+	} {
+		var most uint64
+		got, bytes := 0, 0
+		for l, err := range r.j.Tail(r.ctx(), c.tenant, c.n) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got++; got%4000 == 1 {
+				most = max(most, held())
+			}
+			bytes += len(l.JSON)
+		}
+		if got != c.want {
+			t.Errorf("%d lines of %s, want %d", got, c.tenant, c.want)
+		}
+		const bound = 1 << 20
+		if more := int64(most) - int64(before); more > bound {
+			t.Errorf("%d lines of %s, %d bytes: %d were held at once, want %d at most", got, c.tenant, bytes, more, bound)
+		}
+	}
+}
+
+// TestTailOfWhatIsWritten asks for a busy tenant's last records: there are as many, though more of it
+// are not durable yet.
+func TestTailOfWhatIsWritten(t *testing.T) {
+	g := newGate()
+	r := newRig(t, func(o *audit.Options) { *o = o.WithFiles(g.wrap) })
+	for range 30 { // segments
+		r.write(unwrap(1), unwrap(2), unwrap(1), unwrap(2), unwrap(2), unwrap(1), unwrap(2), unwrap(2), unwrap(2), unwrap(2))
+	}
+	want := r.write(unwrap(1))
+	r.write(unwrap(2))
+	g.shut()
+	defer g.open()
+	if _, err := r.j.Append(r.ctx(), []audit.Record{unwrap(1), unwrap(1), unwrap(1)}); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := r.tail(r.ctx(), tenant(1), 5)
+	if err != nil || len(lines) != 5 || lines[4].Sequence != want.Sequence {
+		t.Errorf("got %d lines, %v", len(lines), err)
+	}
+	if lines, err := r.tail(r.ctx(), tenant(1), 1000); err != nil || len(lines) != 91 {
+		t.Errorf("got %d of 91 lines, %v", len(lines), err)
+	}
+}
+
+// TestTailIsBroughtToAnEnd by who reads it, or by its context.
+func TestTailIsBroughtToAnEnd(t *testing.T) {
+	r := newRig(t)
+	r.write(manyRecords(20)...)
+	for range r.j.Tail(r.ctx(), tenant(1), 10) {
+		break
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seen := 0
+	var last error
+	for _, err := range r.j.Tail(ctx, hierarchy.TenantID{}, 10) {
+		if last = err; err == nil {
+			seen++
+		}
+		cancel()
+	}
+	if seen != 1 || !errors.Is(last, context.Canceled) {
+		t.Errorf("%d lines, and then %v", seen, last)
 	}
 }

@@ -368,7 +368,7 @@ func TestOldSegmentsMayBeRemoved(t *testing.T) {
 		}
 	}
 	e.open()
-	if tail, err := e.j.Tail(e.ctx(), hierarchy.TenantID{}, 1000); err != nil || len(tail) != e.records-len(gone) {
+	if tail, err := e.tail(e.ctx(), hierarchy.TenantID{}, 1000); err != nil || len(tail) != e.records-len(gone) {
 		t.Errorf("tail has %d lines, %v", len(tail), err)
 	}
 	e.write(unwrap(1))
