@@ -101,7 +101,7 @@ func (c *copyOfState) settleTo(index uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.settled = index
-	c.wake()
+	c.wake() // who waits for either looks again
 }
 
 func (c *copyOfState) Settled(ctx context.Context, index uint64, _ reconcile.VersionID) error {
@@ -142,9 +142,12 @@ func TestAVersionOfTwoRegionsIsWaitedFor(t *testing.T) {
 		waits("the other region")
 		time.Sleep(30 * time.Second)
 		waits("the other region")
-		c.settleTo(c.State().Revision())
-		c.minted(us)
+		before := c.State().Revision()
+		c.settleTo(before - 1)
 		waits("this region's token")
+		c.minted(us)
+		c.settleTo(before) // it knows nothing of the other region yet
+		waits("this region's token, for what is active")
 		c.settleTo(c.State().Revision())
 		if err := <-done; err != nil {
 			t.Error(err)
