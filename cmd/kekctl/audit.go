@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -55,13 +56,12 @@ With -o json each record is the line that stands in the journal, byte for byte.`
 }
 
 // tail prints records as they come. One that is followed ends by an interrupt, and that is no fault.
+// A million records take their time, so it is the next one that has to come in time.
 func (a *app) tail(cmd *cobra.Command, req *kekdv1.TailAuditRequest) error {
-	ctx := cmd.Context()
-	if !req.Follow {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
-	}
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	defer cancel(nil)
+	patience := time.AfterFunc(a.timeout, func() { cancel(context.DeadlineExceeded) })
+	defer patience.Stop()
 	c, conn, err := a.connectAdmin(ctx)
 	if err != nil {
 		return err
@@ -69,10 +69,16 @@ func (a *app) tail(cmd *cobra.Command, req *kekdv1.TailAuditRequest) error {
 	defer conn.Close()
 	records, err := c.TailAudit(ctx, req)
 	for err == nil {
+		if req.Follow {
+			patience.Stop()
+		} else {
+			patience.Reset(a.timeout)
+		}
 		var record *kekdv1.AuditRecord
 		if record, err = records.Recv(); err != nil {
 			break
 		}
+		patience.Stop() // a pager may take what it wants
 		line := record.Json
 		if a.output != "json" {
 			line = recordLine(line)
@@ -83,6 +89,9 @@ func (a *app) tail(cmd *cobra.Command, req *kekdv1.TailAuditRequest) error {
 	}
 	if errors.Is(err, io.EOF) || req.Follow && cmd.Context().Err() != nil {
 		return nil
+	}
+	if context.Cause(ctx) == context.DeadlineExceeded {
+		return a.noAnswer()
 	}
 	return a.callFault(err)
 }

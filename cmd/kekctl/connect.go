@@ -104,6 +104,12 @@ func wrongSocket(path, what, flags string) *fault {
 		hint: "kekd has one socket for data keys and one for administration; say with " + flags + " which is " + what}
 }
 
+// noAnswer is for a call that took too long: what became of it is not known.
+func (a *app) noAnswer() *fault {
+	return &fault{exit: exitLocal, code: apierr.CodeUnavailable, message: "kekd gave no answer within " + formatDuration(a.timeout),
+		hint: "try again, or wait longer with --timeout", uncertain: true}
+}
+
 // callFault says what became of a call, and whether that is certain.
 func (a *app) callFault(err error) *fault {
 	if f, ok := errors.AsType[*fault](err); ok {
@@ -125,7 +131,7 @@ func (a *app) callFault(err error) *fault {
 	case errors.Is(e, hierarchy.ErrOutcomeUnknown), errors.Is(e, hierarchy.ErrDRPending):
 		f.exit = exitPending
 	case errors.Is(e, context.DeadlineExceeded):
-		lost("kekd gave no answer within "+formatDuration(a.timeout), "try again, or wait longer with --timeout")
+		return a.noAnswer()
 	case errors.Is(e, context.Canceled):
 		lost("interrupted", "")
 	case errors.Is(e, client.ErrUnavailable):

@@ -184,6 +184,9 @@ func (f *fakeDaemon) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 	if err := f.before(ss.Context(), fault); err != nil {
 		return err
 	}
+	if fault.kind == "slow" {
+		ss = slowStream{ss}
+	}
 	if err := handler(srv, ss); err != nil {
 		return apierr.From(err)
 	}
@@ -191,4 +194,12 @@ func (f *fakeDaemon) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 		f.cut()
 	}
 	return nil
+}
+
+// slowStream takes its time for each message.
+type slowStream struct{ grpc.ServerStream }
+
+func (s slowStream) SendMsg(m any) error {
+	time.Sleep(400 * time.Millisecond)
+	return s.ServerStream.SendMsg(m)
 }
