@@ -34,7 +34,6 @@ var (
 	CanaryID             = canaryID
 	TrialID              = trialID
 	MayLogIn             = mayLogIn
-	PINPath              = pinPath
 	Failure              = failure
 	SessionLost          = sessionLost
 	Transient            = transient

@@ -47,12 +47,14 @@ func (PIN) GoString() string { return "PIN(hidden)" }
 // name of a credential that systemd handed over (LoadCredential=). One line break at the end
 // is not part of it. Nobody but the owner and the group may have access to the file.
 func ReadPIN(source string) (PIN, error) {
-	path, err := pinPath(source)
+	path, err := PINPath(source)
 	if err != nil {
 		return PIN{}, err
 	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would wait for its writer
 	switch {
+	case errors.Is(err, syscall.ENXIO):
+		return PIN{}, fmt.Errorf("%w: %s is not a file", hsm.ErrPINMissing, path)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 		return PIN{}, fmt.Errorf("%w: %w", hsm.ErrPINMissing, err)
 	case err != nil: // no descriptors left, for one: that passes
@@ -90,7 +92,8 @@ func ReadPIN(source string) (PIN, error) {
 	return pin, nil
 }
 
-func pinPath(source string) (string, error) {
+// PINPath is the file that pin-source names, an absolute path. [hsm.ErrPINMissing]: it names none.
+func PINPath(source string) (string, error) {
 	name, isFile := strings.CutPrefix(source, "file:")
 	switch {
 	case source == "":

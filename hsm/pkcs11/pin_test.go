@@ -3,10 +3,13 @@ package pkcs11_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/pkcs11"
@@ -99,6 +102,35 @@ func TestPINOfSomebodyElse(t *testing.T) {
 	}
 	if _, err := pkcs11.ReadPIN(path); !errors.Is(err, hsm.ErrPINMissing) || !strings.Contains(err.Error(), "uid 65534") {
 		t.Errorf("%v, want ErrPINMissing that names the owner", err)
+	}
+}
+
+// TestPINIsNoFile: one that waits for somebody to write into it would hold the start up for ever.
+func TestPINIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	fifo, socket := filepath.Join(dir, "fifo"), filepath.Join(dir, "socket")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, path := range []string{fifo, socket} {
+		read := make(chan error, 1)
+		go func() {
+			_, err := pkcs11.ReadPIN(path)
+			read <- err
+		}()
+		select {
+		case err := <-read:
+			if !errors.Is(err, hsm.ErrPINMissing) || !strings.Contains(err.Error(), "not a file") {
+				t.Errorf("%s: %v", path, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: it waits", path)
+		}
 	}
 }
 
