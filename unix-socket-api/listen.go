@@ -64,17 +64,27 @@ func Listen(path string, mode fs.FileMode, group int) (*Listener, error) {
 	return lis, nil
 }
 
-func (l *Listener) own(mode fs.FileMode, group int) (err error) {
+// own gives the socket's file its group, and its mode last: it lets others in. It holds on to what
+// it has looked at, since chmod(2) follows a link, and would open whatever file that leads to.
+func (l *Listener) own(mode fs.FileMode, group int) error {
+	fd, err := unix.Open(l.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), l.path)
+	defer f.Close()
+	if l.file, err = f.Stat(); err != nil {
+		return err
+	}
+	if l.file.Mode().Type() != fs.ModeSocket || l.file.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+		return errors.New("somebody has put something else in its place: look who can write to the directory")
+	}
 	if group >= 0 {
-		if err := os.Lchown(l.path, -1, group); err != nil {
+		if err := unix.Fchownat(fd, "", -1, group, unix.AT_EMPTY_PATH); err != nil {
 			return err
 		}
 	}
-	if err := os.Chmod(l.path, mode); err != nil {
-		return err
-	}
-	l.file, err = os.Lstat(l.path)
-	return err
+	return os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode) // fchmod(2) takes no O_PATH descriptor
 }
 
 // Close stops listening and removes the socket's file.

@@ -88,6 +88,58 @@ func TestListenIsNeverOpenTooWide(t *testing.T) {
 	}
 }
 
+// TestListenFollowsNoLink puts a link in the socket's place as soon as it appears. What the link leads
+// to keeps its mode.
+func TestListenFollowsNoLink(t *testing.T) {
+	dir := socketDir(t)
+	path, link, precious := filepath.Join(dir, "s"), filepath.Join(dir, "link"), filepath.Join(dir, "precious")
+	if err := os.WriteFile(precious, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	swapped := 0
+	for range 500 { // the moment is short
+		if err := os.Symlink(precious, link); err != nil {
+			t.Fatal(err)
+		}
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := os.Lstat(path); err == nil {
+					os.Rename(link, path)
+					return
+				}
+			}
+		}()
+		l, err := socketapi.Listen(path, 0o666, -1)
+		close(stop)
+		<-stopped
+		if err != nil {
+			swapped++
+		} else {
+			l.Close()
+		}
+		for _, left := range []string{path, link} {
+			if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		info, err := os.Stat(precious)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode(); got != 0o600 {
+			t.Fatalf("what the link leads to has mode %v now", got)
+		}
+	}
+	t.Logf("in %d of 500 tries the link was quicker", swapped)
+}
+
 func TestListenReplacesWhatADeadDaemonLeft(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
