@@ -79,6 +79,70 @@ func TestASecondDevInTheSameDirectory(t *testing.T) {
 	}
 }
 
+// A directory that was copied or moved says where it has come from, and leaves that place alone. With
+// the new paths in its files it goes on.
+func TestDevInADirectoryThatWasCopiedOrMoved(t *testing.T) {
+	t.Parallel()
+	top := tempDir(t)
+	was, copied, moved := filepath.Join(top, "was"), filepath.Join(top, "copied"), filepath.Join(top, "moved")
+	c := start(t, was)
+	id := c.Nodes[0].ID
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join("nodes", "local-1", "kekd.toml")
+	refused := func(dir string) {
+		t.Helper()
+		out, err := exec.Command(kekd, "dev", "--dir", dir).CombinedOutput()
+		for _, w := range []string{filepath.Join(dir, config) + " has data_dir", filepath.Join(was, "nodes"), "copied or moved", "softhsm2.conf"} {
+			if err == nil || !strings.Contains(string(out), w) {
+				t.Errorf("%v, and not %q: %s", err, w, out)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(dir, "cluster.json")); !os.IsNotExist(err) {
+			t.Errorf("it has a cluster.json: %v", err)
+		}
+	}
+	runTool(t, "cp", "-a", was, copied)
+	before := tree(t, was)
+	refused(copied)
+	if after := tree(t, was); before != after {
+		t.Errorf("it has changed where it was copied from:\n%s\nafter:\n%s", before, after)
+	}
+
+	if err := os.Rename(was, moved); err != nil {
+		t.Fatal(err)
+	}
+	refused(moved)
+	if _, err := os.Stat(was); !os.IsNotExist(err) {
+		t.Errorf("there is something again where it was: %v", err)
+	}
+
+	conf := filepath.Join("regions", "local", "softhsm", "softhsm2.conf")
+	runTool(t, "sed", "-i", "s|"+was+"|"+moved+"|", filepath.Join(moved, config), filepath.Join(moved, conf))
+	if c = start(t, moved); c.Nodes[0].ID != id {
+		t.Error("another node")
+	}
+}
+
+// Where a user works with others, a group can write to the directories above. By another name it is
+// the same directory.
+func TestDevInADirectoryOfAGroup(t *testing.T) {
+	t.Parallel()
+	top := tempDir(t)
+	if err := os.Chmod(top, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	dir, link := filepath.Join(top, "dev"), filepath.Join(top, "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := start(t, dir).Stop(); err != nil {
+		t.Fatal(err)
+	}
+	start(t, link)
+}
+
 // What is secret is closed to other users, though they may reach the socket.
 func TestFilesAreClosed(t *testing.T) {
 	t.Parallel()

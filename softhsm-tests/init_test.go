@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -250,6 +251,49 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	})
+	t.Run("what others can change", func(t *testing.T) {
+		n := base.in(t)
+		theirs := filepath.Join(n.Dir, "theirs")
+		if err := os.Mkdir(theirs, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		module := filepath.Join(n.Dir, "module.so")
+		runTool(t, "cp", "-L", softHSMModule, module)
+		runTool(t, "chown", "65534", theirs, module)
+		for name, c := range map[string]struct {
+			change func(*node)
+			who    string
+		}{
+			"module":             {func(n *node) { n.Module = module }, module},
+			"module of the URI":  {func(n *node) { n.Token += "&module-path=" + module }, module},
+			"module's directory": {func(n *node) { n.Module = filepath.Join(theirs, "module.so") }, theirs},
+			"above data_dir":     {func(n *node) { n.DataDir = filepath.Join(theirs, "data") }, theirs},
+			"above softhsm":      {func(n *node) { n.SoftHSM = filepath.Join(theirs, "softhsm") }, theirs},
+			"PIN's directory":    {func(n *node) { n.Token = "pkcs11:token=kekd?pin-source=file:" + filepath.Join(theirs, "pin") }, theirs},
+			"socket":             {func(n *node) { n.Socket = filepath.Join(theirs, "kekd.sock") }, theirs},
+			"admin_socket":       {func(n *node) { n.AdminSocket = filepath.Join(theirs, "admin.sock") }, theirs},
+			"configuration":      {func(n *node) { n.Dir = theirs }, theirs},
+		} {
+			n := n.in(t)
+			c.change(n)
+			t.Log(name)
+			for _, command := range []string{"serve", "init"} {
+				n.refused(1, []string{c.who + " belongs to uid 65534", "chown"}, command)
+			}
+		}
+		if files, err := os.ReadDir(theirs); err != nil || len(files) != 1 || files[0].Name() != "kekd.toml" {
+			t.Errorf("something was made in a directory of somebody else's: %v %v", files, err)
+		}
+	})
+	t.Run("a PIN file that waits for a writer", func(t *testing.T) {
+		n := base.in(t)
+		fifo := filepath.Join(n.Dir, "fifo")
+		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.Token = "pkcs11:token=kekd?pin-source=file:" + fifo
+		n.refused(statusOfPIN, []string{fifo + " is not a file"}, "serve")
 	})
 	t.Run("no configuration", func(t *testing.T) {
 		for _, command := range []string{"serve", "init"} {

@@ -86,17 +86,13 @@ func defaults() config {
 	}
 }
 
-// loadConfig reads and checks a configuration file.
+// loadConfig reads and checks a configuration file. Whether it may be trusted is for [config.mustBeOurs].
 func loadConfig(path string) (config, error) {
 	c := defaults()
-	err := mustBeOurs(path)
+	meta, err := toml.DecodeFile(path, &c)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, fmt.Errorf("no configuration at %s: give --config, or see docs/OPERATIONS.md for an example", path)
 	}
-	if err != nil {
-		return c, fmt.Errorf("configuration: %w", err)
-	}
-	meta, err := toml.DecodeFile(path, &c)
 	if err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}

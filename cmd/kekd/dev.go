@@ -80,7 +80,11 @@ func runDev(ctx context.Context, dir string, stdout, stderr io.Writer) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := mustBeOurs(dir); err != nil {
+	// One place has one name, so that mustBeHere can tell.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return err
+	}
+	if err := mustBeOurs(dir, dir); err != nil {
 		return err
 	}
 	unlock, err := lockDev(dir)
@@ -133,8 +137,14 @@ func (c *devCluster) prepare(n *devNode) error {
 	n.AdminSocket = filepath.Join(n.dir, "admin.sock")
 	n.PINFile = filepath.Join(regionDir, "pin")
 	n.TokenURI = "pkcs11:token=kekd-" + n.Region
-	softHSM := filepath.Join(regionDir, "softhsm")
-	n.SoftHSM2Conf = softHSMConf(softHSM)
+	own := defaults()
+	own.DataDir = n.DataDir
+	own.Node = nodeConfig{Name: n.name, Region: n.Region}
+	own.HSM.Token = n.TokenURI + "?pin-source=file:" + n.PINFile
+	own.HSM.SoftHSM = filepath.Join(regionDir, "softhsm")
+	own.Socket = socketConfig{Path: n.Socket, Mode: 0o666}
+	own.AdminSocket = socketConfig{Path: n.AdminSocket, Mode: 0o660}
+	n.SoftHSM2Conf = softHSMConf(own.HSM.SoftHSM)
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return err
 	}
@@ -144,30 +154,28 @@ func (c *devCluster) prepare(n *devNode) error {
 
 	configPath := n.configPath()
 	if _, err := os.Stat(configPath); errors.Is(err, fs.ErrNotExist) {
-		cfg := defaults()
-		cfg.DataDir = n.DataDir
-		cfg.Node = nodeConfig{Name: n.name, Region: n.Region}
-		cfg.HSM.Token = n.TokenURI + "?pin-source=file:" + n.PINFile
-		cfg.HSM.SoftHSM = softHSM
-		cfg.Socket = socketConfig{Path: n.Socket, Mode: 0o666}
-		cfg.AdminSocket = socketConfig{Path: n.AdminSocket, Mode: 0o660}
-		if err := cfg.check(); err != nil {
+		if err := own.check(); err != nil {
 			return err
 		}
 		var b strings.Builder
 		b.WriteString("# Made by kekd dev.\n")
-		if err := toml.NewEncoder(&b).Encode(cfg); err != nil {
+		if err := toml.NewEncoder(&b).Encode(own); err != nil {
 			return err
 		}
 		if err := writeFileAtomic(configPath, []byte(b.String()), 0o644); err != nil {
 			return err
 		}
 	}
-	if cfg, err := loadConfig(configPath); err != nil {
+	cfg, err := loadConfig(configPath)
+	if err != nil {
 		return err
-	} else if _, err := loadNode(cfg, configPath); err != nil {
+	}
+	if err := c.mustBeHere(n, cfg, own); err != nil {
+		return err
+	}
+	if _, err := loadNode(cfg, configPath); err != nil {
 		// In a process of its own, since a module serves one token directory per process.
-		out, err := again("init", "--config", configPath).CombinedOutput()
+		out, err := again("init", "--config", configPath, "--within", c.dir).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("initialise node %s: %w\n%s", n.name, err, out)
 		}
@@ -177,6 +185,22 @@ func (c *devCluster) prepare(n *devNode) error {
 		return err
 	}
 	n.ID = nf.NodeID.String()
+	return nil
+}
+
+// mustBeHere refuses a configuration of another directory: this one was copied from there, and would
+// drive that one's token and data, or was moved, and would begin anew there.
+func (c *devCluster) mustBeHere(n *devNode, cfg, own config) error {
+	for _, p := range []struct{ key, is, want string }{
+		{"data_dir", cfg.DataDir, own.DataDir}, {"hsm.softhsm", cfg.HSM.SoftHSM, own.HSM.SoftHSM}, {"hsm.token", cfg.HSM.Token, own.HSM.Token},
+		{"socket.path", cfg.Socket.Path, own.Socket.Path}, {"admin_socket.path", cfg.AdminSocket.Path, own.AdminSocket.Path},
+	} {
+		if p.is != p.want {
+			return fmt.Errorf("%s has %s = %q, and kekd dev has to find %q there: the directory was copied or moved, or the file was changed. "+
+				"Move it back, or give another --dir. If it was moved for good, put the new paths into this file and into %s",
+				n.configPath(), p.key, p.is, p.want, n.SoftHSM2Conf)
+		}
+	}
 	return nil
 }
 
@@ -203,7 +227,7 @@ func (c *devCluster) start(ctx context.Context, n *devNode) error {
 		return err
 	}
 
-	n.cmd = again("serve", "--config", n.configPath())
+	n.cmd = again("serve", "--config", n.configPath(), "--within", c.dir)
 	n.cmd.Stdout, n.cmd.Stderr = logFile, logFile
 	n.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notifySocket)
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{

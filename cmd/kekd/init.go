@@ -20,7 +20,7 @@ import (
 )
 
 func initCommand() *cobra.Command {
-	var path string
+	var path, within string
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "make a new cluster, with this node as its first",
@@ -32,17 +32,18 @@ It never replaces anything, and takes no token that another cluster has. An init
 interrupted is finished by running it again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runInit(cmd.Context(), path, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return runInit(cmd.Context(), path, within, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", "/etc/kekd/kekd.toml", "configuration")
+	withinFlag(cmd, &within)
 	return cmd
 }
 
 // runInit makes things in an order in which each crash leaves something that the next try
 // goes on from: the identifiers, token and identity, journal, Raft, and last the mark that all
 // is there.
-func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (err error) {
+func runInit(ctx context.Context, configPath, within string, stdout, stderr io.Writer) (err error) {
 	c, err := loadConfig(configPath)
 	if err != nil {
 		return err
@@ -52,10 +53,13 @@ func runInit(ctx context.Context, configPath string, stdout, stderr io.Writer) (
 		return err
 	}
 	harden(false)
-	if err := c.mustBeOurOwn(); err != nil {
+	if err := c.mustBeOurs(configPath, within); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return err
+	}
+	if err := mustBeOurOwn(c.DataDir, within); err != nil { // somebody was quicker, in a sticky directory
 		return err
 	}
 	lock, err := lockDataDir(c.DataDir)

@@ -52,9 +52,17 @@ func readNode(dataDir string) (nodeFile, error) {
 // lockDataDir keeps other processes out of the data directory, before they touch the token or
 // anything else of the node. The kernel ends the lock with the process.
 func lockDataDir(dataDir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dataDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	path := filepath.Join(dataDir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%s is a symbolic link, and what it leads to would be overwritten: remove it", path)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s is not a file: remove it", path))
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {

@@ -10,11 +10,41 @@ import (
 	"testing"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 
 	"github.com/kekd/kekd/cluster"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 )
+
+// What data/lock leads to, or is, stays as it is.
+func TestLockIsAFileOfOurs(t *testing.T) {
+	dir := t.TempDir()
+	lock, precious := filepath.Join(dir, "lock"), filepath.Join(dir, "precious")
+	if err := os.WriteFile(precious, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for how, make := range map[string]func() error{
+		"link": func() error { return os.Symlink(precious, lock) },
+		"fifo": func() error { return unix.Mkfifo(lock, 0o600) },
+	} {
+		if err := make(); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := lockDataDir(dir); err == nil {
+			f.Close()
+			t.Errorf("%s: it is taken for a lock", how)
+		} else if !strings.Contains(err.Error(), lock) || !strings.Contains(err.Error(), "remove it") {
+			t.Errorf("%s: %v", how, err)
+		}
+		if err := os.Remove(lock); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b, err := os.ReadFile(precious); err != nil || string(b) != "precious" {
+		t.Errorf("the file has %q now, %v", b, err)
+	}
+}
 
 // Raft's store and node.json are of one node, or nothing is started.
 func TestAStoreOfAnotherNode(t *testing.T) {

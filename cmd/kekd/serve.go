@@ -38,11 +38,13 @@ func serveCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&o.config, "config", "/etc/kekd/kekd.toml", "configuration")
 	cmd.Flags().StringVar(&o.acceptAuditLoss, "accept-audit-loss", "", "go on although the audit journal lacks records that the cluster has anchored; the `REASON` is recorded")
+	withinFlag(cmd, &o.within)
 	return cmd
 }
 
 type serveOptions struct {
 	config          string
+	within          string // see mustBeOurs
 	acceptAuditLoss string
 }
 
@@ -79,7 +81,7 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	if err := c.mustBeOurOwn(); err != nil {
+	if err := c.mustBeOurs(o.config, o.within); err != nil {
 		return err
 	}
 	self, err := loadNode(c, o.config)
