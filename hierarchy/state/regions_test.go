@@ -20,23 +20,14 @@ var (
 )
 
 // twoRegions has a tenant that is placed in two regions, with the key orders.
-func twoRegions(t interface{ Fatal(...any) }) *machine {
-	s, res := state.Apply(state.New(), state.Meta{Index: 1}, &commandpb.Command{
-		Format: state.Format, Id: number(1), Stamp: start.UnixNano(), Body: &commandpb.Command_InitCluster{InitCluster: initCluster()},
-	})
-	if res.Err != nil {
-		t.Fatal(res.Err)
-	}
-	m := &machine{s, start}
-	if res := m.command(createTenant("acme")); res.Err != nil {
-		t.Fatal(res.Err)
-	}
+func twoRegions(t testing.TB) *machine {
+	t.Helper()
+	m := initialised(t)
+	m.do(t, createTenant("acme"))
 	m.s = state.Placed(m.s, tenantID("acme"),
 		&state.Region{ID: secondRegion, Name: "us-east", Role: hierarchy.RoleVoting, Identity: []byte("another"), MintingNode: secondNode},
 		&state.Node{ID: secondNode, Name: "b", Region: secondRegion, Voter: true})
-	if res := m.command(createKey("acme", "orders")); res.Err != nil {
-		t.Fatal(res.Err)
-	}
+	m.do(t, createKey("acme", "orders"))
 	return m
 }
 
@@ -123,8 +114,9 @@ func TestRestartVoidsWhatRegionsHaveRecorded(t *testing.T) {
 // region the object of one attempt, and nothing of an attempt that was given up is ever named.
 func TestPartlyMinted(t *testing.T) {
 	t.Parallel()
+	from := twoRegions(t)
 	rapid.Check(t, func(t *rapid.T) {
-		m := twoRegions(t)
+		m := &machine{from.s, from.stamp}
 		t.Repeat(map[string]func(*rapid.T){
 			"mint": func(t *rapid.T) {
 				region := rapid.SampledFrom([]hierarchy.RegionID{regionID, secondRegion}).Draw(t, "region")
