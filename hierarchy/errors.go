@@ -43,3 +43,14 @@ func (e *OverLimit) Error() string {
 }
 
 func (e *OverLimit) Unwrap() error { return ErrRateLimited }
+
+// KeyLost is an [ErrHSMUnavailable] that does not pass by itself: the token does not have the key of
+// a version, or not as it was.
+type KeyLost struct {
+	Version VersionName
+	Why     error
+}
+
+func (e *KeyLost) Error() string { return fmt.Sprintf("the key of %s is lost: %v", e.Version, e.Why) }
+
+func (e *KeyLost) Unwrap() []error { return []error{ErrHSMUnavailable, e.Why} }

@@ -448,6 +448,37 @@ func TestCommittedButNotServable(t *testing.T) {
 	must[*kekdv1.Key](t)(api.CreateKey(soon(t), &kekdv1.CreateKeyRequest{IdempotencyId: id[:], Key: "acme/orders"}))
 }
 
+// TestEnabledWithALostKey: the tenant is enabled, one of its versions stays closed, and nobody is told
+// to wait for that.
+func TestEnabledWithALostKey(t *testing.T) {
+	api, n := newAdmin(t)
+	must[*kekdv1.Key](t)(api.CreateKey(soon(t), &kekdv1.CreateKeyRequest{Key: "acme/orders"}))
+	must[*kekdv1.Tenant](t)(api.DisableTenant(soon(t), &kekdv1.DisableTenantRequest{Name: "acme", Reason: "a test"}))
+	version := hierarchy.VersionName{KeyName: hierarchy.KeyName{Tenant: "acme", Key: "orders"}, Version: 1}
+	n.mintErr = fmt.Errorf("%w: %w", hierarchy.ErrHSMUnavailable, &hierarchy.KeyLost{Version: version, Why: errors.New("not in the token")})
+	_, err := api.EnableTenant(soon(t), &kekdv1.EnableTenantRequest{Name: "acme"})
+	e, ok := errors.AsType[*client.Error](client.FromError(err))
+	if !ok || e.Code != "OUTCOME_UNKNOWN" { // done, and not complete: status 3
+		t.Fatalf("got %v", err)
+	}
+	for text, words := range map[string][]string{
+		e.Message: {"it took effect", "cannot serve acme/orders@1:", "not in the token"},
+		e.Hint:    {"does not come back by itself", "backup", "kekctl key rotate acme/orders", "kekctl status"},
+	} {
+		for _, word := range words {
+			if !strings.Contains(text, word) {
+				t.Errorf("%q is not in %q", word, text)
+			}
+		}
+	}
+	if strings.Contains(e.Message+e.Hint, "goes on by itself") || strings.Contains(e.Message, "yet") {
+		t.Errorf("it is told to wait: %s; %s", e.Message, e.Hint)
+	}
+	if tenant, _ := n.State().TenantByName("acme"); tenant.State != hierarchy.TenantEnabled {
+		t.Errorf("the tenant is %s", tenant.State)
+	}
+}
+
 func TestReasonIsBounded(t *testing.T) {
 	api, n := newAdmin(t)
 	if _, err := api.DisableTenant(soon(t), &kekdv1.DisableTenantRequest{Name: "acme", Reason: strings.Repeat("x", 257)}); code(err) != "INVALID_ARGUMENT" {

@@ -2,6 +2,7 @@ package socketapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -115,19 +116,25 @@ func commandID(b []byte) (hierarchy.CommandID, error) {
 }
 
 // waitServable waits for a change to be of use on this node. Its error says that the change
-// itself stands.
+// itself stands, and so is [hierarchy.ErrOutcomeUnknown] also where the key is lost: a refusal would
+// say that nothing was done.
 func (a *adminService) waitServable(ctx context.Context, c committed, name hierarchy.KeyName, key *state.Key, versions ...uint32) error {
 	ctx, cancel := early(ctx)
 	defer cancel()
 	for _, v := range versions {
-		if err := a.Minting.WaitServable(ctx, key.Tenant, key.ID, v); err != nil {
-			version := hierarchy.VersionName{KeyName: name, Version: v}
-			e := apierr.From(apierr.WithHint(
-				fmt.Errorf("%w: it took effect, at index %d, but this node cannot serve %s yet: %w", hierarchy.ErrOutcomeUnknown, c.index, version, err),
-				fmt.Sprintf("it goes on by itself; `kekctl key show %s` shows what is lacking", name)))
-			e.IdempotencyID = c.id
-			return e
+		err := a.Minting.WaitServable(ctx, key.Tenant, key.ID, v)
+		if err == nil {
+			continue
 		}
+		version := hierarchy.VersionName{KeyName: name, Version: v}
+		yet, hint := " yet", fmt.Sprintf("it goes on by itself; `kekctl key show %s` shows what is lacking", name)
+		if _, lost := errors.AsType[*hierarchy.KeyLost](err); lost {
+			yet, hint = "", fmt.Sprintf("it does not come back by itself: put the token back from a backup that has the key; where there is none, what was sealed under %s stays closed, and `kekctl key rotate %s` makes a version that works; `kekctl status` names every key that is lost", version, name)
+		}
+		e := apierr.From(apierr.WithHint(
+			fmt.Errorf("%w: it took effect, at index %d, but this node cannot serve %s%s: %w", hierarchy.ErrOutcomeUnknown, c.index, version, yet, err), hint))
+		e.IdempotencyID = c.id
+		return e
 	}
 	return nil
 }

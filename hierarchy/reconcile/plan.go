@@ -54,8 +54,8 @@ type placed struct {
 
 func (p placed) id() VersionID { return VersionID{p.tenant.ID, p.key.ID, p.version.Number} }
 
-func (p placed) name() string {
-	return hierarchy.VersionName{KeyName: hierarchy.KeyName{Tenant: p.tenant.Name, Key: p.key.Name}, Version: p.version.Number}.String()
+func (p placed) name() hierarchy.VersionName {
+	return hierarchy.VersionName{KeyName: hierarchy.KeyName{Tenant: p.tenant.Name, Key: p.key.Name}, Version: p.version.Number}
 }
 
 // label is for people: kekd/acme/orders/v3/kek.

@@ -78,8 +78,8 @@ func (r *Reconciler) Inventory() Inventory {
 
 // Settled waits until the token has all that the hierarchy says of a version at a log index or
 // later, so that this node can serve it if the hierarchy lets it. It is [hierarchy.ErrHSMUnavailable]
-// as soon as it is known that this will not be soon: the object is lost, or the token makes none that
-// is fit. When ctx ends first, the error says what is still lacking.
+// as soon as it is known that this will not be soon: the object is lost, which is a
+// [hierarchy.KeyLost], or the token makes none that is fit. When ctx ends first, the error says what is still lacking.
 func (r *Reconciler) Settled(ctx context.Context, index uint64, v VersionID) error {
 	p := &r.progress
 	for {

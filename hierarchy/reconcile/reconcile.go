@@ -112,8 +112,10 @@ func (r *Reconciler) pass(ctx context.Context) {
 	}
 	var missing []string
 	for _, l := range gone {
-		sure := r.troubles.of(task{l.id(), look}) == errMissing
-		lacks[l.id()] = lack{l.why, sure}
+		lacks[l.id()] = lack{err: l.why}
+		if r.troubles.of(task{l.id(), look}) == errMissing { // it was looked for, and is not there
+			lacks[l.id()] = lack{&hierarchy.KeyLost{Version: l.name(), Why: l.why}, true}
+		}
 		missing = append(missing, fmt.Sprintf("%s: %v", l.name(), l.why))
 	}
 	minter, ours := r.minter(s)

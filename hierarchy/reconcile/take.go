@@ -27,7 +27,7 @@ func (r *Reconciler) take(ctx context.Context, st step) {
 		if isFinal(err) {
 			p = givenUp
 		}
-		r.failed(st.task(), err, p, "the token does not yet have what the hierarchy says", "key_version", st.name())
+		r.failed(st.task(), err, p, "the token does not yet have what the hierarchy says", "key_version", st.name().String())
 		if st.action != sweep { // nobody waits for it
 			r.progress.failed(st.id(), lack{err, isFinal(err)})
 		}

@@ -71,6 +71,9 @@ func TestATokenWhoseKeysAreRefused(t *testing.T) {
 		if !errors.Is(err, hierarchy.ErrHSMUnavailable) || !errors.Is(err, hsm.ErrKeyRefused) || !strings.Contains(err.Error(), "5 keys") {
 			t.Fatalf("got error %v", err)
 		}
+		if _, lost := errors.AsType[*hierarchy.KeyLost](err); lost {
+			t.Errorf("a key that was never there is called lost: %v", err)
+		}
 		if took := time.Since(began); took < 500*time.Millisecond || took > 3*time.Second {
 			t.Errorf("it was told after %v", took)
 		}
@@ -194,7 +197,8 @@ func TestALostObjectIsNotSettled(t *testing.T) {
 		began := time.Now()
 		for key, want := range map[string]string{"lost": "not in the token", "swapped": "another key stands in its place"} {
 			err := rec.Settled(t.Context(), r.State().Revision(), version(r, "acme", key, 1))
-			if !errors.Is(err, hierarchy.ErrHSMUnavailable) || !strings.Contains(err.Error(), want) {
+			gone, ok := errors.AsType[*hierarchy.KeyLost](err)
+			if !ok || !errors.Is(err, hierarchy.ErrHSMUnavailable) || gone.Version.String() != "acme/"+key+"@1" || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v", key, err)
 			}
 		}
