@@ -287,6 +287,49 @@ func TestTokenLostAKey(t *testing.T) {
 	d.stop()
 }
 
+// TestTokenLosesAKeyMeanwhile: a key that somebody deletes while the node serves is found missing when it
+// is asked for, and a restart puts it back from its copy.
+func TestTokenLosesAKeyMeanwhile(t *testing.T) {
+	t.Parallel()
+	n := initialised(t)
+	d := n.serve()
+	setUp(t, n.Node, "acme", "globex")
+	c := keys(t, n.Node)
+	made, err := c.GenerateDataKey(within(t, 10*time.Second), "acme/orders", 32, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := admin(t, n.Node).GetKey(within(t, 10*time.Second), &kekdv1.GetKeyRequest{Key: "acme/orders"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.softHSM("pkcs11-tool", "--module", softHSMModule, "--token-label", "kekd", "--login", "--pin", "env:PIN", "--delete-object", "--type", "secrkey", "--id", key.Versions[0].Regions[0].CkaId)
+	unwrap := func() error {
+		_, err := c.Unwrap(within(t, 10*time.Second), made.Envelope, client.Options{})
+		return err
+	}
+	if err := unwrap(); !errors.Is(err, hierarchy.ErrHSMUnavailable) || !strings.Contains(fmt.Sprint(err), "no such key object in the token") {
+		t.Errorf("unwrap with a deleted key: %v", err)
+	}
+	eventually(t, 20*time.Second, "status tells of the lost key", func() bool {
+		return slices.ContainsFunc(statusOf(t, n).Warnings, func(w string) bool {
+			return strings.Contains(w, "acme/orders@1") && strings.Contains(w, "not in the token")
+		})
+	})
+	if log := d.says(); !strings.Contains(log, "the token lacks a key") || !strings.Contains(log, "acme/orders@1") {
+		t.Error("the log does not tell of the lost key")
+	}
+	sealAndOpen(t, n, "globex/orders")
+	d.stop()
+
+	d = n.serve()
+	c = keys(t, n.Node)
+	if err := unwrap(); err != nil {
+		t.Errorf("unwrap after a restart: %v", err)
+	}
+	d.stop()
+}
+
 // loseObject destroys a key behind the back of a daemon that is stopped, its shadow included.
 func (n *node) loseObject(id string) {
 	n.t.Helper()

@@ -218,7 +218,7 @@ func (n *node) awaitLease(ctx context.Context) error {
 // listen opens the sockets, last of all: who can connect is served.
 func (n *node) listen(failed chan<- error) (err error) {
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
-		n.replica(), n.token, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
+		n.replica(), doubting{n.token, n.reconciler.Doubt}, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
 	n.running.started("the count of refusals", stopRefusals, n.recordRefusals(hot))
 	limits := socketapi.DefaultLimits()
 	limits.Known = func(p hierarchy.Principal) bool {

@@ -27,6 +27,9 @@ import (
 
 const (
 	stepTimeout = 10 * time.Second // bounds one step: a token that hangs is given up for now
+	// doubtPause is between two listings of the token because of doubts: one takes 78 ms with 10,000
+	// objects.
+	doubtPause = 5 * time.Second
 	// planAge is how old a plan may be when it opens something, once there is a later state: what that
 	// closes comes first, and a plan for each key of many would be all that is done.
 	planAge = 50 * time.Millisecond
@@ -69,19 +72,22 @@ type Reconciler struct {
 	forgotten map[hierarchy.ObjectID]bool       // closed, and dropped from the serving side
 	noLatch   bool                              // the token cannot latch
 	troubles  troubles
+	lacking   map[VersionID]bool // what the log has said is not in the token
 
+	doubts   chan struct{} // of size 1
 	progress progress
 }
 
 // New makes a reconciler.
 func New(self Self, raft Hierarchy, m hsm.Manager, t Token, log *slog.Logger) *Reconciler {
-	return &Reconciler{self: self, raft: raft, manager: m, token: t, log: log, troubles: troubles{}, progress: newProgress()}
+	return &Reconciler{self: self, raft: raft, manager: m, token: t, log: log, troubles: troubles{}, doubts: make(chan struct{}, 1), progress: newProgress()}
 }
 
 // Run works until ctx ends. Failures are retried, reported by Settled, and logged.
 func (r *Reconciler) Run(ctx context.Context) {
 	rotations := time.NewTimer(rotationEvery)
 	defer rotations.Stop()
+	doubts, sure := r.doubts, (<-chan time.Time)(nil)
 	for ctx.Err() == nil {
 		changed := r.raft.Changed()
 		r.pass(ctx)
@@ -94,10 +100,25 @@ func (r *Reconciler) Run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-changed:
 		case <-again:
+		case <-doubts:
+			r.have = nil
+			doubts, sure = nil, time.After(doubtPause)
+		case <-sure:
+			doubts, sure = r.doubts, nil
 		case <-rotations.C:
 			r.look(ctx)
 			rotations.Reset(r.rotate(ctx))
 		}
+	}
+}
+
+// Doubt is called when the token has denied a key that the hierarchy says is there: somebody may have
+// taken it away since the token was listed, which is then done again. It may be called at any time and
+// as often as one likes.
+func (r *Reconciler) Doubt() {
+	select {
+	case r.doubts <- struct{}{}:
+	default:
 	}
 }
 
@@ -188,11 +209,23 @@ func (r *Reconciler) compare(ctx context.Context, s *state.State) ([]step, []los
 		for _, t := range watched {
 			r.troubles.failed(t, found, looking)
 		}
+		r.tell(gone)
 	}
 	if len(r.troubles) > 0 {
 		r.keepTroubles(s, steps, watched)
 	}
 	return steps, gone, nil
+}
+
+// tell logs which keys the token lacks, when that changes.
+func (r *Reconciler) tell(gone []lost) {
+	lacking := make(map[VersionID]bool, len(gone))
+	for _, l := range gone {
+		if lacking[l.id()] = true; !r.lacking[l.id()] {
+			r.log.Error("the token lacks a key: a restart puts it back if kekd's copy of the token's directory has it, and else only a backup of the token does", "version", l.name(), "error", l.why)
+		}
+	}
+	r.lacking = lacking
 }
 
 // keepTroubles forgets those with what nobody has to do any more.
