@@ -138,7 +138,7 @@ func FuzzUnmarshal(f *testing.F) {
 		typ := types[int(which)%len(types)]
 		want, got := typ.New().Interface(), typ.New().Interface().(fast)
 		wantErr := proto.Unmarshal(data, want)
-		err, took := measured(got, data)
+		took, err := measured(got, data)
 		if took > memoryLimit(len(data)) {
 			t.Errorf("%s: %d bytes of memory for %d", typ.Descriptor().FullName(), took, len(data))
 		}
@@ -193,10 +193,10 @@ func forget(m protoreflect.Message) {
 }
 
 // measured parses, and tells how much was allocated meanwhile.
-func measured(m fast, data []byte) (error, uint64) {
+func measured(m fast, data []byte) (uint64, error) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	err := m.UnmarshalVT(data)
 	runtime.ReadMemStats(&after)
-	return err, after.TotalAlloc - before.TotalAlloc
+	return after.TotalAlloc - before.TotalAlloc, err
 }
