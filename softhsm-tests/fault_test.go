@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -188,6 +189,10 @@ func TestDiskFull(t *testing.T) {
 	n.onTmpfs(160)
 	d := n.serve()
 	setUp(t, n.Node)
+	// Before the disk is full, status says that it soon will be.
+	if s := statusOf(t, n); !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, "MiB are free for "+n.DataDir) }) {
+		t.Errorf("status does not warn of a disk of 160 MiB: %q", s.Warnings)
+	}
 	v := suffer(t, n)
 	fill := filepath.Join(n.Dir, "mnt", "fill")
 	out, err := exec.Command("dd", "if=/dev/zero", "of="+fill, "bs=64k").CombinedOutput()

@@ -24,10 +24,7 @@ type doctor struct{ n *node }
 
 func (d doctor) Doctor(ctx context.Context) []*kekdv1.Check {
 	d.awaitListing(ctx)
-	checks := []hsm.Check{d.hierarchy(), d.journal(), d.memory(), d.descriptors(), d.disk("data_disk", d.n.config.DataDir)}
-	if dir := d.n.config.HSM.SoftHSM; dir != "" {
-		checks = append(checks, d.disk("token_disk", dir))
-	}
+	checks := append([]hsm.Check{d.hierarchy(), d.journal(), d.memory(), d.descriptors()}, disks(d.n.config)...)
 	checks = append(checks, d.workers(), d.keys(), d.room())
 	checks = append(checks, d.token(ctx)...)
 	told := make([]*kekdv1.Check, 0, len(checks))
@@ -143,7 +140,16 @@ const (
 	diskFull = 100 << 20
 )
 
-func (d doctor) disk(name, dir string) hsm.Check {
+// disks looks at the room on the disks that the daemon writes to.
+func disks(c config) []hsm.Check {
+	checks := []hsm.Check{disk("data_disk", c.DataDir)}
+	if c.HSM.SoftHSM != "" {
+		checks = append(checks, disk("token_disk", c.HSM.SoftHSM))
+	}
+	return checks
+}
+
+func disk(name, dir string) hsm.Check {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return hsm.Failed(name, fmt.Sprintf("the disk does not answer: %v", err), "see what is wrong with the disk of "+dir)

@@ -13,6 +13,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
@@ -149,6 +150,11 @@ func (s status) Status(ctx context.Context) *kekdv1.Status {
 		m.Warnings = append(m.Warnings, "audit journal: "+js.SpaceErr.Error())
 	} else if js.SignErr != nil {
 		m.Warnings = append(m.Warnings, "audit journal: its head is not signed: "+js.SignErr.Error())
+	}
+	for _, d := range disks(n.config) {
+		if d.Verdict == hsm.Missing {
+			m.Warnings = append(m.Warnings, d.Meaning+": "+d.Action)
+		}
 	}
 	inventory := n.reconciler.Inventory()
 	m.Hsm.Objects = inventory.Objects
