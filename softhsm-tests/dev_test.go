@@ -93,7 +93,7 @@ func TestDevInADirectoryThatWasCopiedOrMoved(t *testing.T) {
 	config := filepath.Join("nodes", "local-1", "kekd.toml")
 	refused := func(dir string) {
 		t.Helper()
-		out, err := exec.Command(kekd, "dev", "--dir", dir).CombinedOutput()
+		out, err := exec.CommandContext(within(t, 20*time.Second), kekd, "dev", "--dir", dir).CombinedOutput()
 		for _, w := range []string{filepath.Join(dir, config) + " has data_dir", filepath.Join(was, "nodes"), "copied or moved", "softhsm2.conf"} {
 			if err == nil || !strings.Contains(string(out), w) {
 				t.Errorf("%v, and not %q: %s", err, w, out)
