@@ -1,6 +1,7 @@
 package socketapi
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -109,10 +110,13 @@ func wipeOperations(ops []*kekdv1.Operation) {
 	}
 }
 
-// undecodable is what a message is that is no protobuf of its type.
+// undecodable is what a message is that is no protobuf of its type, or that is refused unread.
 func undecodable(err error) error {
 	if err == nil {
 		return nil
 	}
-	return apierr.From(fmt.Errorf("%w: the message cannot be decoded", hierarchy.ErrInvalidArgument))
+	if !errors.Is(err, hierarchy.ErrInvalidArgument) {
+		err = errWire
+	}
+	return apierr.From(err)
 }

@@ -67,7 +67,7 @@ func single[Q, A any](k *keyService, method string, read func(*Q, *custody.Reque
 		}
 		defer c.leave()
 		m := new(Q)
-		if err := receive(ss, m); err != nil {
+		if err := receive(ss, m, checkSingle); err != nil {
 			return err
 		}
 		reqs, resps := make([]custody.Request, 1), make([]custody.Response, 1)
@@ -93,7 +93,7 @@ func (k *keyService) batch(_ any, ss grpc.ServerStream) (err error) {
 	}
 	defer c.leave()
 	m := new(kekdv1.BatchRequest)
-	if err := receive(ss, m); err != nil {
+	if err := receive(ss, m, checkOperations); err != nil {
 		return err
 	}
 	defer wipeOperations(m.Operations)
@@ -125,8 +125,8 @@ func (k *keyService) open(ss grpc.ServerStream) (*conn, error) {
 }
 
 // receive reads a call's message. What cannot be decoded is the caller's error, not gRPC's.
-func receive(ss grpc.ServerStream, m any) error {
-	return receiveInto(ss, &vtcodec.Incoming{Message: m})
+func receive(ss grpc.ServerStream, m any, check func([]byte) error) error {
+	return receiveInto(ss, &vtcodec.Incoming{Message: m, Check: check})
 }
 
 func receiveInto(ss grpc.ServerStream, in *vtcodec.Incoming) error {

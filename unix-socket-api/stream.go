@@ -79,7 +79,7 @@ func (p *pipeline) read() (err error) {
 			return err
 		}
 		m := message{BatchRequest: new(kekdv1.BatchRequest)}
-		in := vtcodec.Incoming{Message: m.BatchRequest}
+		in := vtcodec.Incoming{Message: m.BatchRequest, Check: checkOperations}
 		switch err := receiveInto(p.ss, &in); {
 		case errors.Is(err, io.EOF):
 			return nil

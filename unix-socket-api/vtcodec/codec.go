@@ -36,8 +36,9 @@ type Outgoing struct {
 // cannot be decoded: gRPC would call it an internal error.
 type Incoming struct {
 	Message any
-	Size    int // of the message, in bytes
-	Err     error
+	Check   func(wire []byte) error // if set, asked before anything is decoded; keeps nothing of wire
+	Size    int                     // of the message, in bytes
+	Err     error                   // Check's, or why it cannot be decoded
 }
 
 func (Codec) Name() string { return "proto" }
@@ -69,14 +70,14 @@ func marshal(v any, pool mem.BufferPool) (mem.BufferSlice, error) {
 func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	in, ok := v.(*Incoming)
 	if !ok {
-		return unmarshal(data, v)
+		return unmarshal(data, v, nil)
 	}
 	in.Size = data.Len()
-	in.Err = unmarshal(data, in.Message)
+	in.Err = unmarshal(data, in.Message, in.Check)
 	return nil
 }
 
-func unmarshal(data mem.BufferSlice, v any) error {
+func unmarshal(data mem.BufferSlice, v any, check func([]byte) error) error {
 	b := data.MaterializeToBuffer(Pool)
 	defer func() {
 		b.Free()
@@ -86,6 +87,11 @@ func unmarshal(data mem.BufferSlice, v any) error {
 			clear(part.ReadOnlyData())
 		}
 	}()
+	if check != nil {
+		if err := check(b.ReadOnlyData()); err != nil {
+			return err
+		}
+	}
 	switch m := v.(type) {
 	case fast:
 		return m.UnmarshalVT(b.ReadOnlyData())
