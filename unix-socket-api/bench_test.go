@@ -26,9 +26,10 @@ func (nothing) Do(_ context.Context, _ hierarchy.Principal, reqs []custody.Reque
 	}
 }
 
-func (n nothing) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) {
+func (n nothing) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) func(ctx context.Context, from, to int) {
 	n.Do(ctx, who, reqs, resps)
 	turn.Lock()
+	return func(context.Context, int, int) {}
 }
 
 // concurrently makes b.N calls by n goroutines, and reports the median, the 99th percentile, and

@@ -32,13 +32,19 @@ type fakeCustody struct {
 	before func(ctx context.Context, who hierarchy.Principal, reqs []custody.Request)
 	after  func(reqs []custody.Request, resps []custody.Response)
 	turn   func(reqs []custody.Request) // has the turn
+	look   func(resps []custody.Response)
 }
 
-func (f *fakeCustody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) {
+func (f *fakeCustody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) func(ctx context.Context, from, to int) {
 	f.Do(ctx, who, reqs, resps)
 	turn.Lock()
 	if f.turn != nil {
 		f.turn(reqs)
+	}
+	return func(_ context.Context, from, to int) {
+		if f.look != nil {
+			f.look(resps[from:to])
+		}
 	}
 }
 

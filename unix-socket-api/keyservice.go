@@ -18,8 +18,9 @@ import (
 // caller's to wipe.
 type Custody interface {
 	Do(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response)
-	// DoInTurn locks turn before its last look, for responses that leave after others.
-	DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker)
+	// DoInTurn locks turn before its last look, for responses that leave after others. look looks
+	// again at a range of them, when it is their turn.
+	DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []custody.Request, resps []custody.Response, turn sync.Locker) (look func(ctx context.Context, from, to int))
 }
 
 // NewKeyServer makes the server of kekd.sock.

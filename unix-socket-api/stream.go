@@ -223,10 +223,13 @@ func (p *pipeline) do(messages []message, ops int) {
 	defer turn.end()
 	ctx, cancel := p.k.deadline(p.ctx)
 	defer cancel()
-	p.k.custody.DoInTurn(ctx, p.conn.principal, reqs, resps, &turn)
+	look := p.k.custody.DoInTurn(ctx, p.conn.principal, reqs, resps, &turn)
 	i = 0
 	for _, m := range messages {
 		n := len(m.Operations)
+		if i > 0 { // the one before may have waited long for its caller
+			look(p.ctx, i, i+n)
+		}
 		answer := p.k.answer(m.Id, reqs[i:i+n], resps[i:i+n])
 		i += n
 		sent++

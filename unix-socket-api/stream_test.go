@@ -313,3 +313,40 @@ func TestAnswersHaveTheirTurn(t *testing.T) {
 		t.Errorf("the second answer is of message %d", got)
 	}
 }
+
+// TestEachMessageIsLookedAt: of messages that were served together, one that leaves after another is
+// looked at again just before, and what is forbidden by then does not leave.
+func TestEachMessageIsLookedAt(t *testing.T) {
+	h := holding("held")
+	looked := make(chan int, 10)
+	h.look = func(resps []custody.Response) {
+		looked <- len(resps)
+		for i := range resps {
+			resps[i] = custody.Response{Err: hierarchy.ErrTenantDisabled}
+		}
+	}
+	stream := openStream(t, startKeys(t, h, nil).path)
+	const runners = 4
+	for i := range runners {
+		send(t, stream, uint64(i), 1, "held")
+		<-h.arrived
+	}
+	send(t, stream, 10, 1, "first")
+	send(t, stream, 11, 3, "second")
+	send(t, stream, 12, 0, "")
+	if got := receive(t, stream); got.Id != 12 || got.Error == nil { // those before it are queued
+		t.Fatalf("got %v", got)
+	}
+	close(h.release)
+	for range runners + 2 {
+		m := receive(t, stream)
+		for _, r := range m.Results {
+			if got, want := r.GetError().GetCode() == "TENANT_DISABLED", m.Id == 11; got != want {
+				t.Errorf("message %d: %v", m.Id, r.GetError())
+			}
+		}
+	}
+	if n := <-looked; n != 3 || len(looked) > 0 {
+		t.Errorf("looked at %d responses, and %d times more", n, len(looked))
+	}
+}

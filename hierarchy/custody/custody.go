@@ -69,7 +69,12 @@ func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Reques
 // DoInTurn is Do for responses that leave one batch after the other. It locks turn before the
 // last look, so that none waits for its turn while it might become forbidden. The caller
 // unlocks it when the responses have left.
-func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []Request, resps []Response, turn sync.Locker) {
+//
+// Those that leave one part after the other may have to wait again, for a caller who does not read.
+// So look, which is for one goroutine at a time, looks once more at the responses of a range: what is
+// forbidden by now becomes an error, and is recorded as withheld. It has a context of its own, because
+// the request's may have ended in that time.
+func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []Request, resps []Response, turn sync.Locker) (look func(ctx context.Context, from, to int)) {
 	items := make([]item, len(reqs))
 
 	first := c.replica.View()
@@ -125,14 +130,17 @@ func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []
 	if turn != nil {
 		turn.Lock()
 	}
-	c.withhold(ctx, second, who, items)
-
-	for i := range items {
-		if items[i].err != nil {
-			clear(resps[i].Plaintext)
-			resps[i] = Response{Err: items[i].err}
+	look = func(ctx context.Context, from, to int) {
+		c.withhold(ctx, second, who, items[from:to])
+		for i := from; i < to; i++ {
+			if items[i].err != nil {
+				clear(resps[i].Plaintext)
+				resps[i] = Response{Err: items[i].err}
+			}
 		}
 	}
+	look(ctx, 0, len(items))
+	return look
 }
 
 // parse checks what the caller sent, as far as that needs no hierarchy.

@@ -687,3 +687,45 @@ func TestDisableWhileWaitingForTheTurn(t *testing.T) {
 		t.Errorf("the last record says %q", last.Outcome)
 	}
 }
+
+// TestDisableBetweenTheParts: of responses that leave one after the other, those that have not left
+// when their tenant is disabled are withheld, those of others are not, and each is recorded once.
+func TestDisableBetweenTheParts(t *testing.T) {
+	w := newWorld(t)
+	env := w.sealed(acmeApp, "acme/orders")
+	reqs := make([]custody.Request, 3)
+	for i := range reqs {
+		reqs[i] = custody.Request{Op: hierarchy.OpUnwrap, Envelope: env}
+	}
+	resps := make([]custody.Response, len(reqs))
+	look := w.DoInTurn(t.Context(), acmeApp, reqs, resps, locker(func() {}))
+	look(t.Context(), 0, 1)
+	if resps[0].Err != nil {
+		t.Fatal(resps[0].Err)
+	}
+	key := resps[2].Plaintext
+	w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED)
+	for range 2 {
+		look(t.Context(), 1, 3)
+	}
+	if resps[0].Err != nil {
+		t.Errorf("what has left: %v", resps[0].Err)
+	}
+	for _, r := range resps[1:] {
+		wantErr(t, r, hierarchy.ErrTenantDisabled)
+	}
+	if !bytes.Equal(key, make([]byte, len(key))) {
+		t.Error("a data key that is withheld is still in memory")
+	}
+	w.journal.mu.Lock()
+	defer w.journal.mu.Unlock()
+	withheld := 0
+	for _, r := range w.journal.records {
+		if r.Outcome == audit.OutcomeWithheld {
+			withheld++
+		}
+	}
+	if withheld != 2 {
+		t.Errorf("%d records say that something was withheld, want 2", withheld)
+	}
+}
