@@ -19,6 +19,7 @@ type gate struct {
 	limits Limits
 	calls  atomic.Int64
 	ops    atomic.Int64
+	alien  atomic.Int64 // of the calls: those of strangers
 
 	mu        sync.Mutex
 	conns     int
@@ -26,14 +27,16 @@ type gate struct {
 	uids      map[uint32]*account
 
 	// Refusals are made once: a flood of them has to be cheap.
-	tooManyCalls, tooManyOps, uidCalls, uidOps, unread, uidUnread *apierr.Error
+	tooManyCalls, tooManyOps, uidCalls, uidOps, uidBytes, strange, unread, uidUnread *apierr.Error
 }
 
 // account is what one uid holds.
 type account struct {
 	calls  atomic.Int64
 	ops    atomic.Int64
+	bytes  atomic.Int64  // of messages that are not answered yet
 	unsent atomic.Int64  // bytes, of all its connections
+	debt   atomic.Int64  // Unix nanoseconds until when its given-up calls count
 	called atomic.Int64  // Unix nanoseconds of its last call
 	freed  chan struct{} // of size 1: there may be room for whoever waits in turn
 
@@ -47,7 +50,8 @@ type account struct {
 // counts them until they end, and what it has opened of late: connecting again buys no second
 // allowance.
 func (a *account) idle(now time.Time, limits *Limits) bool {
-	return a.conns == 0 && a.calls.Load() == 0 && a.ops.Load() == 0 && a.rate.full(now, limits)
+	return a.conns == 0 && a.calls.Load() == 0 && a.ops.Load() == 0 &&
+		a.bytes.Load() == 0 && a.debt.Load() <= now.UnixNano() && a.rate.full(now, limits)
 }
 
 // bucket bounds how often a uid connects: it holds ConnsPerUID, and gains ConnsPerSecond. Who finds
@@ -91,10 +95,11 @@ type conn struct {
 	stranger  bool          // as it was admitted
 	wait      time.Duration // before anything is read
 	close     sync.Once
-	owing     sync.Mutex   // to count bytes twice as one
-	unsent    atomic.Int64 // bytes
-	closed    bool         // guarded by owing: they no longer count for the uid
-	fullSince atomic.Int64 // Unix nanoseconds; 0: unsent was below its limit when last looked at
+	gone      chan struct{} // closed by Close
+	owing     sync.Mutex    // to count bytes twice as one
+	unsent    atomic.Int64  // bytes
+	closed    bool          // guarded by owing: they no longer count for the uid
+	fullSince atomic.Int64  // Unix nanoseconds; 0: unsent was below its limit when last looked at
 }
 
 func newGate(l Limits) *gate {
@@ -109,6 +114,8 @@ func newGate(l Limits) *gate {
 		tooManyOps:   refusal(hierarchy.ErrCapacity, retry, "the daemon has its %d operations in flight", l.Ops),
 		uidCalls:     refusal(hierarchy.ErrRateLimited, retry, "this uid has its %d calls open", l.CallsPerUID),
 		uidOps:       refusal(hierarchy.ErrRateLimited, retry, "this uid has its %d operations in flight", l.OpsPerUID),
+		uidBytes:     refusal(hierarchy.ErrRateLimited, retry, "this uid has %d bytes of messages in flight", l.BytesPerUID),
+		strange:      refusal(hierarchy.ErrRateLimited, retry, "uids that no service names have their %d calls open, or this one has its %d", l.StrangerCalls, l.StrangerCallsPerUID),
 		unread:       refusal(hierarchy.ErrRateLimited, "read the answers", "this connection has %d bytes of answers that were not read", l.Unsent),
 		uidUnread:    refusal(hierarchy.ErrRateLimited, "read the answers", "this uid has %d bytes of answers that were not read", l.UnsentPerUID),
 	}
@@ -142,7 +149,7 @@ func (g *gate) admit(c *net.UnixConn) (*conn, error) {
 	}
 	a.conns++
 	a.principal = p
-	return &conn{UnixConn: c, principal: p, groups: groups, gate: g, account: a, stranger: !known, wait: wait}, nil
+	return &conn{UnixConn: c, principal: p, groups: groups, gate: g, account: a, stranger: !known, wait: wait, gone: make(chan struct{})}, nil
 }
 
 // account finds a uid's. The caller holds mu.
@@ -164,6 +171,7 @@ func (g *gate) known(p hierarchy.Principal) bool {
 
 func (c *conn) Close() error {
 	c.close.Do(func() {
+		close(c.gone)
 		// What gRPC has lost count of, or never sends now, is not held against the uid.
 		c.owing.Lock()
 		c.account.unsent.Add(-c.unsent.Load())
@@ -195,9 +203,25 @@ func (c *conn) enter() error {
 		c.account.calls.Add(-1)
 		return c.gate.uidCalls
 	}
-	if c.gate.calls.Add(1) > int64(c.gate.limits.Calls) && !(mine <= int64(c.gate.limits.ReservedCalls) && c.gate.known(c.principal)) {
-		c.leave()
+	all, alien := c.gate.calls.Add(1), int64(0)
+	if c.stranger {
+		alien = c.gate.alien.Add(1)
+	}
+	if err := c.over(mine, all, alien); err != nil {
+		c.end()
+		return err
+	}
+	return nil
+}
+
+// over tells whether a call is too many. A service may name by now who was a stranger.
+func (c *conn) over(mine, all, alien int64) error {
+	l := &c.gate.limits
+	switch {
+	case all > int64(l.Calls) && !(mine <= int64(l.ReservedCalls) && c.gate.known(c.principal)):
 		return c.gate.tooManyCalls
+	case c.stranger && (mine > int64(l.StrangerCallsPerUID) || alien > int64(l.StrangerCalls)) && !c.gate.known(c.principal):
+		return c.gate.strange
 	}
 	return nil
 }
@@ -210,10 +234,36 @@ func (c *conn) enterAlone() error {
 	return c.enter()
 }
 
-func (c *conn) leave() {
+func (c *conn) leave(ctx context.Context) {
+	c.gaveUp(ctx)
+	c.end()
+}
+
+func (c *conn) end() {
+	if c.stranger {
+		c.gate.alien.Add(-1)
+	}
 	c.account.calls.Add(-1)
 	c.gate.calls.Add(-1)
 }
+
+// hold counts the bytes of a message that was read, and drop no longer.
+func (c *conn) hold(n int) error {
+	if !c.mayHold(n) {
+		return c.gate.uidBytes
+	}
+	return nil
+}
+
+func (c *conn) mayHold(n int) bool {
+	if c.account.bytes.Add(int64(n)) <= c.gate.limits.BytesPerUID {
+		return true
+	}
+	c.account.bytes.Add(-int64(n))
+	return false
+}
+
+func (c *conn) drop(n int) { c.account.bytes.Add(-int64(n)) }
 
 // full refuses a call on a connection whose caller does not read, and in the end closes it.
 // gRPC can lose count of an answer whose call is cancelled just then; a connection on which

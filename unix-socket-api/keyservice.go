@@ -66,11 +66,13 @@ func single[Q, A any](k *keyService, method string, read func(*Q, *custody.Reque
 		if err != nil {
 			return err
 		}
-		defer c.leave()
+		defer c.leave(ss.Context())
 		m := new(Q)
-		if err := receive(ss, m, checkSingle); err != nil {
+		size, err := c.receive(ss, m, checkSingle)
+		if err != nil {
 			return err
 		}
+		defer c.drop(size)
 		reqs, resps := make([]custody.Request, 1), make([]custody.Response, 1)
 		read(m, &reqs[0])
 		defer wipe(reqs, resps)
@@ -92,11 +94,13 @@ func (k *keyService) batch(_ any, ss grpc.ServerStream) (err error) {
 	if err != nil {
 		return err
 	}
-	defer c.leave()
+	defer c.leave(ss.Context())
 	m := new(kekdv1.BatchRequest)
-	if err := receive(ss, m, checkOperations); err != nil {
+	size, err := c.receive(ss, m, checkOperations)
+	if err != nil {
 		return err
 	}
+	defer c.drop(size)
 	defer wipeOperations(m.Operations)
 	n := len(m.Operations)
 	if err := checkBatch(m.Operations); err != nil {
@@ -122,12 +126,21 @@ func (k *keyService) open(ss grpc.ServerStream) (*conn, error) {
 	if err != nil {
 		return nil, apierr.From(err)
 	}
-	return c, c.enterAlone()
+	if err := c.enterAlone(); err != nil {
+		c.gaveUp(ss.Context())
+		return nil, err
+	}
+	return c, nil
 }
 
-// receive reads a call's message. What cannot be decoded is the caller's error, not gRPC's.
-func receive(ss grpc.ServerStream, m any, check func([]byte) error) error {
-	return receiveInto(ss, &vtcodec.Incoming{Message: m, Check: check})
+// receive reads a call's message, and holds its size. What cannot be decoded is the caller's error,
+// not gRPC's.
+func (c *conn) receive(ss grpc.ServerStream, m any, check func([]byte) error) (size int, err error) {
+	in := vtcodec.Incoming{Message: m, Check: check}
+	if err := receiveInto(ss, &in); err != nil {
+		return 0, err
+	}
+	return in.Size, c.hold(in.Size)
 }
 
 func receiveInto(ss grpc.ServerStream, in *vtcodec.Incoming) error {

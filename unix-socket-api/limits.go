@@ -20,6 +20,16 @@ type Limits struct {
 	ConnsPerSecond int
 	// Calls that are open, a stream counting as one.
 	Calls, CallsPerUID int
+	// StrangerCalls are those of all uids together that are not [Limits.Known], and
+	// StrangerCallsPerUID those of one of them: what they can be told is that they are refused.
+	StrangerCalls, StrangerCallsPerUID int
+	// BytesPerUID bounds the messages of a uid that were read and not answered yet, of calls and
+	// streams together, in bytes on the wire. Over it calls are refused and streams wait.
+	BytesPerUID int64
+	// GivenUpPerSecond is how many calls a uid may give up before they are answered, in the long
+	// run and at once. After that what its connections send is not read for as long as it takes.
+	// The second is for uids that are not [Limits.Known].
+	GivenUpPerSecond, StrangerGivenUpPerSecond int
 	// Operations in flight, from the moment when they were read until their answer was handed
 	// to the transport: a batch counts as many as it has.
 	Ops, OpsPerUID int
@@ -64,6 +74,9 @@ func DefaultLimits() Limits {
 	return Limits{
 		Conns: 2048, ConnsPerUID: 256, StrangerConns: 256, ConnsPerSecond: 128,
 		Calls: 4096, CallsPerUID: 512,
+		StrangerCalls: 64, StrangerCallsPerUID: 16,
+		BytesPerUID:      32 << 20,
+		GivenUpPerSecond: 4096, StrangerGivenUpPerSecond: 64,
 		Ops: 65536, OpsPerUID: 8192,
 		ReservedConns: 16, ReservedCalls: 64, ReservedOps: custody.MaxBatch,
 		ShareOps: 128, Company: 100 * time.Millisecond,
@@ -82,6 +95,7 @@ func DefaultAdminLimits() Limits {
 	l := DefaultLimits()
 	l.Conns, l.ConnsPerUID, l.StrangerConns = 128, 64, 64
 	l.Calls, l.CallsPerUID = 128, 64
+	l.StrangerCalls, l.StrangerCallsPerUID = l.Calls, l.CallsPerUID // administrators need no service
 	l.ReservedConns, l.ReservedCalls = 4, 8
 	l.DefaultDeadline, l.MaxDeadline = 60*time.Second, 10*time.Minute
 	return l
@@ -95,6 +109,10 @@ func (l Limits) validate() error {
 		return fmt.Errorf("%w: a limit is below 1", hierarchy.ErrInvalidArgument)
 	case min(l.Ops, l.OpsPerUID, l.StreamOps) < custody.MaxBatch:
 		return fmt.Errorf("%w: a limit of operations is below the %d of one batch", hierarchy.ErrInvalidArgument, custody.MaxBatch)
+	case min(l.StrangerCalls, l.StrangerCallsPerUID, l.GivenUpPerSecond, l.StrangerGivenUpPerSecond) < 1:
+		return fmt.Errorf("%w: a limit of calls is below 1", hierarchy.ErrInvalidArgument)
+	case l.BytesPerUID < int64(l.MaxMessage):
+		return fmt.Errorf("%w: a uid's limit of bytes is below that of one message, %d", hierarchy.ErrInvalidArgument, l.MaxMessage)
 	case l.StreamBytes < l.MaxMessage:
 		return fmt.Errorf("%w: a stream's limit of bytes is below that of one message, %d", hierarchy.ErrInvalidArgument, l.MaxMessage)
 	case min(l.Unsent, l.UnsentPerUID) < 1 || l.MaxMessage < 1:

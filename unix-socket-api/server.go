@@ -147,7 +147,7 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	if err := c.enter(); err != nil {
 		return nil, err
 	}
-	defer c.leave()
+	defer c.leave(ctx)
 	ctx, cancel := s.deadline(ctx)
 	defer cancel()
 	if s.authorise != nil {
@@ -168,7 +168,7 @@ func (s *Server) interceptStream(srv any, ss grpc.ServerStream, info *grpc.Strea
 	if err := c.enter(); err != nil {
 		return err
 	}
-	defer c.leave()
+	defer c.leave(ss.Context())
 	if s.authorise != nil {
 		if err := s.authorise(ss.Context(), c, info.FullMethod); err != nil {
 			return s.outward(info.FullMethod, err)

@@ -107,6 +107,7 @@ func (p *pipeline) read() (err error) {
 		if !p.submit(m) {
 			wipeOperations(m.Operations)
 			p.conn.give(len(m.Operations))
+			p.release(len(m.Operations), m.bytes)
 			return nil
 		}
 	}
@@ -125,7 +126,7 @@ func (p *pipeline) reserve(m message) error {
 		}
 		p.mu.Unlock()
 		if ok {
-			return nil
+			return p.conn.await(p.ctx, func() bool { return p.conn.mayHold(m.bytes) })
 		}
 		select {
 		case <-p.freed:
@@ -140,6 +141,7 @@ func (p *pipeline) release(ops, bytes int) {
 	p.ops -= ops
 	p.bytes -= bytes
 	p.mu.Unlock()
+	p.conn.drop(bytes)
 	select {
 	case p.freed <- struct{}{}:
 	default:
