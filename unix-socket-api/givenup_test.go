@@ -80,7 +80,7 @@ func TestCancellingNowAndThen(t *testing.T) {
 		}
 		cancel()
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := conn.Unwrap(ctx, &kekdv1.UnwrapRequest{Envelope: []byte("free")}); err != nil {
 		t.Error(err)
