@@ -331,6 +331,13 @@ type Command struct {
 	//	*Command_AnchorAudit
 	//	*Command_RestartMinting
 	//	*Command_ReserveUses
+	//	*Command_InviteNode
+	//	*Command_JoinNode
+	//	*Command_SetNode
+	//	*Command_RemoveNode
+	//	*Command_SetMintingNode
+	//	*Command_RaiseFeatureLevel
+	//	*Command_RestoreRecords
 	Body          isCommand_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -572,6 +579,69 @@ func (x *Command) GetReserveUses() *ReserveUses {
 	return nil
 }
 
+func (x *Command) GetInviteNode() *InviteNode {
+	if x != nil {
+		if x, ok := x.Body.(*Command_InviteNode); ok {
+			return x.InviteNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetJoinNode() *JoinNode {
+	if x != nil {
+		if x, ok := x.Body.(*Command_JoinNode); ok {
+			return x.JoinNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetNode() *SetNode {
+	if x != nil {
+		if x, ok := x.Body.(*Command_SetNode); ok {
+			return x.SetNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveNode() *RemoveNode {
+	if x != nil {
+		if x, ok := x.Body.(*Command_RemoveNode); ok {
+			return x.RemoveNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetMintingNode() *SetMintingNode {
+	if x != nil {
+		if x, ok := x.Body.(*Command_SetMintingNode); ok {
+			return x.SetMintingNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRaiseFeatureLevel() *RaiseFeatureLevel {
+	if x != nil {
+		if x, ok := x.Body.(*Command_RaiseFeatureLevel); ok {
+			return x.RaiseFeatureLevel
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRestoreRecords() *RestoreRecords {
+	if x != nil {
+		if x, ok := x.Body.(*Command_RestoreRecords); ok {
+			return x.RestoreRecords
+		}
+	}
+	return nil
+}
+
 type isCommand_Body interface {
 	isCommand_Body()
 }
@@ -652,6 +722,34 @@ type Command_ReserveUses struct {
 	ReserveUses *ReserveUses `protobuf:"bytes,28,opt,name=reserve_uses,json=reserveUses,proto3,oneof"`
 }
 
+type Command_InviteNode struct {
+	InviteNode *InviteNode `protobuf:"bytes,29,opt,name=invite_node,json=inviteNode,proto3,oneof"`
+}
+
+type Command_JoinNode struct {
+	JoinNode *JoinNode `protobuf:"bytes,30,opt,name=join_node,json=joinNode,proto3,oneof"`
+}
+
+type Command_SetNode struct {
+	SetNode *SetNode `protobuf:"bytes,31,opt,name=set_node,json=setNode,proto3,oneof"`
+}
+
+type Command_RemoveNode struct {
+	RemoveNode *RemoveNode `protobuf:"bytes,32,opt,name=remove_node,json=removeNode,proto3,oneof"`
+}
+
+type Command_SetMintingNode struct {
+	SetMintingNode *SetMintingNode `protobuf:"bytes,33,opt,name=set_minting_node,json=setMintingNode,proto3,oneof"`
+}
+
+type Command_RaiseFeatureLevel struct {
+	RaiseFeatureLevel *RaiseFeatureLevel `protobuf:"bytes,34,opt,name=raise_feature_level,json=raiseFeatureLevel,proto3,oneof"`
+}
+
+type Command_RestoreRecords struct {
+	RestoreRecords *RestoreRecords `protobuf:"bytes,35,opt,name=restore_records,json=restoreRecords,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Body() {}
 
 func (*Command_Tick) isCommand_Body() {}
@@ -689,6 +787,20 @@ func (*Command_AnchorAudit) isCommand_Body() {}
 func (*Command_RestartMinting) isCommand_Body() {}
 
 func (*Command_ReserveUses) isCommand_Body() {}
+
+func (*Command_InviteNode) isCommand_Body() {}
+
+func (*Command_JoinNode) isCommand_Body() {}
+
+func (*Command_SetNode) isCommand_Body() {}
+
+func (*Command_RemoveNode) isCommand_Body() {}
+
+func (*Command_SetMintingNode) isCommand_Body() {}
+
+func (*Command_RaiseFeatureLevel) isCommand_Body() {}
+
+func (*Command_RestoreRecords) isCommand_Body() {}
 
 // Actor is the caller's credentials at the node that it called.
 type Actor struct {
@@ -2071,6 +2183,384 @@ func (x *ReserveUses) GetCount() uint64 {
 	return 0
 }
 
+// InviteNode lets one node join. What it is to be stands in the invitation, so that whoever has the token
+// can become that node and no other.
+type InviteNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Invitation    *Invitation            `protobuf:"bytes,1,opt,name=invitation,proto3" json:"invitation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InviteNode) Reset() {
+	*x = InviteNode{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InviteNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InviteNode) ProtoMessage() {}
+
+func (x *InviteNode) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InviteNode.ProtoReflect.Descriptor instead.
+func (*InviteNode) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *InviteNode) GetInvitation() *Invitation {
+	if x != nil {
+		return x.Invitation
+	}
+	return nil
+}
+
+// JoinNode makes a node a member, at first without a vote, and uses its invitation up.
+type JoinNode struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	InvitationId []byte                 `protobuf:"bytes,1,opt,name=invitation_id,json=invitationId,proto3" json:"invitation_id,omitempty"`
+	// What the invitation has the SHA-256 of: 32 bytes. The token that it is made from never gets here.
+	Proof []byte `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	// Its name, its region and whether it is to vote are those of the invitation.
+	Node *Node `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Where the node is the first of its region; else absent.
+	Region        *Region `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinNode) Reset() {
+	*x = JoinNode{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinNode) ProtoMessage() {}
+
+func (x *JoinNode) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinNode.ProtoReflect.Descriptor instead.
+func (*JoinNode) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *JoinNode) GetInvitationId() []byte {
+	if x != nil {
+		return x.InvitationId
+	}
+	return nil
+}
+
+func (x *JoinNode) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *JoinNode) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *JoinNode) GetRegion() *Region {
+	if x != nil {
+		return x.Region
+	}
+	return nil
+}
+
+// SetNode changes a member; what is absent stays.
+type SetNode struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	NodeId  []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Address *string                `protobuf:"bytes,2,opt,name=address,proto3,oneof" json:"address,omitempty"`
+	// Promotes or demotes.
+	Voter         *bool `protobuf:"varint,3,opt,name=voter,proto3,oneof" json:"voter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNode) Reset() {
+	*x = SetNode{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNode) ProtoMessage() {}
+
+func (x *SetNode) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNode.ProtoReflect.Descriptor instead.
+func (*SetNode) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SetNode) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *SetNode) GetAddress() string {
+	if x != nil && x.Address != nil {
+		return *x.Address
+	}
+	return ""
+}
+
+func (x *SetNode) GetVoter() bool {
+	if x != nil && x.Voter != nil {
+		return *x.Voter
+	}
+	return false
+}
+
+// RemoveNode ends a membership. The ID is never a member's again.
+type RemoveNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNode) Reset() {
+	*x = RemoveNode{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNode) ProtoMessage() {}
+
+func (x *RemoveNode) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
+func (*RemoveNode) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RemoveNode) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+// SetMintingNode has another node mint for a region, because the one before is not heard of. It may be in the
+// middle of a step, so that each minting which the region has not recorded is started anew: what the old node
+// still makes then answers to no name that is used.
+type SetMintingNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RegionId      []byte                 `protobuf:"bytes,1,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"`
+	FromNodeId    []byte                 `protobuf:"bytes,2,opt,name=from_node_id,json=fromNodeId,proto3" json:"from_node_id,omitempty"` // as the proposer knew it: of two who propose, one takes effect
+	NodeId        []byte                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMintingNode) Reset() {
+	*x = SetMintingNode{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMintingNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMintingNode) ProtoMessage() {}
+
+func (x *SetMintingNode) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMintingNode.ProtoReflect.Descriptor instead.
+func (*SetMintingNode) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *SetMintingNode) GetRegionId() []byte {
+	if x != nil {
+		return x.RegionId
+	}
+	return nil
+}
+
+func (x *SetMintingNode) GetFromNodeId() []byte {
+	if x != nil {
+		return x.FromNodeId
+	}
+	return nil
+}
+
+func (x *SetMintingNode) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+// RaiseFeatureLevel lets commands be used that all members know by now.
+type RaiseFeatureLevel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         uint32                 `protobuf:"varint,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseFeatureLevel) Reset() {
+	*x = RaiseFeatureLevel{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseFeatureLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseFeatureLevel) ProtoMessage() {}
+
+func (x *RaiseFeatureLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseFeatureLevel.ProtoReflect.Descriptor instead.
+func (*RaiseFeatureLevel) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RaiseFeatureLevel) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
+}
+
+// RestoreRecords tightens the hierarchy by some records of a snapshot of the same cluster. It opens nothing.
+type RestoreRecords struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []*SnapshotRecord      `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRecords) Reset() {
+	*x = RestoreRecords{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRecords) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRecords) ProtoMessage() {}
+
+func (x *RestoreRecords) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRecords.ProtoReflect.Descriptor instead.
+func (*RestoreRecords) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RestoreRecords) GetRecords() []*SnapshotRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
 // AnchorAudit fixes the head of a node's audit journal in the replicated state.
 type AnchorAudit struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2087,7 +2577,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2589,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[22]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2602,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{22}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AnchorAudit) GetNodeId() []byte {
@@ -2167,7 +2657,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2669,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[23]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2682,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{23}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Region) GetId() []byte {
@@ -2238,18 +2728,23 @@ func (x *Region) GetMintingNode() []byte {
 }
 
 type Node struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	RegionId      []byte                 `protobuf:"bytes,3,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"`
-	Voter         bool                   `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	RegionId []byte                 `protobuf:"bytes,3,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"`
+	// Whether it is to vote. Raft's own configuration follows when the node has caught up.
+	Voter bool `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`
+	// Where its peers reach it, host:port; empty: it has none.
+	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	// SubjectPublicKeyInfo (DER) of the key that signs the node's audit journal, where its region has no token.
+	Identity      []byte `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2756,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[24]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2769,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{24}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Node) GetId() []byte {
@@ -2305,6 +2800,182 @@ func (x *Node) GetVoter() bool {
 	return false
 }
 
+func (x *Node) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Node) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+// RemovedNode is one that was a member.
+type RemovedNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	RegionId      []byte                 `protobuf:"bytes,3,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"`
+	RemovedAt     int64                  `protobuf:"varint,4,opt,name=removed_at,json=removedAt,proto3" json:"removed_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovedNode) Reset() {
+	*x = RemovedNode{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovedNode) ProtoMessage() {}
+
+func (x *RemovedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovedNode.ProtoReflect.Descriptor instead.
+func (*RemovedNode) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RemovedNode) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *RemovedNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemovedNode) GetRegionId() []byte {
+	if x != nil {
+		return x.RegionId
+	}
+	return nil
+}
+
+func (x *RemovedNode) GetRemovedAt() int64 {
+	if x != nil {
+		return x.RemovedAt
+	}
+	return 0
+}
+
+// Invitation lets one node join, once.
+type Invitation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	ProofHash     []byte                 `protobuf:"bytes,2,opt,name=proof_hash,json=proofHash,proto3" json:"proof_hash,omitempty"` // SHA-256 of the proof, 32 bytes
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Region        string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	Role          RegionRole             `protobuf:"varint,5,opt,name=role,proto3,enum=kekd.command.v1.RegionRole" json:"role,omitempty"` // of the region, which may not be there yet
+	Voter         bool                   `protobuf:"varint,6,opt,name=voter,proto3" json:"voter,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // cluster time, Unix nanoseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Invitation) Reset() {
+	*x = Invitation{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Invitation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Invitation) ProtoMessage() {}
+
+func (x *Invitation) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Invitation.ProtoReflect.Descriptor instead.
+func (*Invitation) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Invitation) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Invitation) GetProofHash() []byte {
+	if x != nil {
+		return x.ProofHash
+	}
+	return nil
+}
+
+func (x *Invitation) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Invitation) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Invitation) GetRole() RegionRole {
+	if x != nil {
+		return x.Role
+	}
+	return RegionRole_REGION_ROLE_UNSPECIFIED
+}
+
+func (x *Invitation) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *Invitation) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
 type Tenant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2322,7 +2993,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +3005,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[25]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +3018,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{25}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Tenant) GetId() []byte {
@@ -2428,7 +3099,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +3111,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[26]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +3124,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{26}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Key) GetTenantId() []byte {
@@ -2525,7 +3196,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +3208,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[27]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +3221,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{27}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Version) GetNumber() uint32 {
@@ -2645,7 +3316,7 @@ type RegionKey struct {
 
 func (x *RegionKey) Reset() {
 	*x = RegionKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +3328,7 @@ func (x *RegionKey) String() string {
 func (*RegionKey) ProtoMessage() {}
 
 func (x *RegionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[28]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +3341,7 @@ func (x *RegionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionKey.ProtoReflect.Descriptor instead.
 func (*RegionKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{28}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RegionKey) GetRegionId() []byte {
@@ -2726,7 +3397,7 @@ type Reservation struct {
 
 func (x *Reservation) Reset() {
 	*x = Reservation{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +3409,7 @@ func (x *Reservation) String() string {
 func (*Reservation) ProtoMessage() {}
 
 func (x *Reservation) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +3422,7 @@ func (x *Reservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservation.ProtoReflect.Descriptor instead.
 func (*Reservation) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Reservation) GetNodeId() []byte {
@@ -2780,7 +3451,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +3463,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +3476,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Service) GetName() string {
@@ -2850,7 +3521,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3533,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3546,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Rule) GetService() string {
@@ -2931,7 +3602,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3614,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3627,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -2986,7 +3657,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3669,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3682,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{33}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Anchor) GetNodeId() []byte {
@@ -3064,7 +3735,7 @@ type Uses struct {
 
 func (x *Uses) Reset() {
 	*x = Uses{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3076,7 +3747,7 @@ func (x *Uses) String() string {
 func (*Uses) ProtoMessage() {}
 
 func (x *Uses) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3089,7 +3760,7 @@ func (x *Uses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uses.ProtoReflect.Descriptor instead.
 func (*Uses) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{34}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Uses) GetTenantId() []byte {
@@ -3149,7 +3820,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3832,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3845,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{35}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Outcome) GetCommandId() []byte {
@@ -3229,13 +3900,14 @@ type SnapshotHeader struct {
 	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	StateHash     []byte                 `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	Records       uint64                 `protobuf:"varint,7,opt,name=records,proto3" json:"records,omitempty"`
+	FeatureLevel  uint32                 `protobuf:"varint,8,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +3919,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3932,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{36}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3312,6 +3984,13 @@ func (x *SnapshotHeader) GetRecords() uint64 {
 	return 0
 }
 
+func (x *SnapshotHeader) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -3325,6 +4004,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Anchor
 	//	*SnapshotRecord_Outcome
 	//	*SnapshotRecord_Uses
+	//	*SnapshotRecord_RemovedNode
+	//	*SnapshotRecord_Invitation
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3332,7 +4013,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +4025,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +4038,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{37}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -3448,6 +4129,24 @@ func (x *SnapshotRecord) GetUses() *Uses {
 	return nil
 }
 
+func (x *SnapshotRecord) GetRemovedNode() *RemovedNode {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_RemovedNode); ok {
+			return x.RemovedNode
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetInvitation() *Invitation {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Invitation); ok {
+			return x.Invitation
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -3488,6 +4187,14 @@ type SnapshotRecord_Uses struct {
 	Uses *Uses `protobuf:"bytes,9,opt,name=uses,proto3,oneof"`
 }
 
+type SnapshotRecord_RemovedNode struct {
+	RemovedNode *RemovedNode `protobuf:"bytes,10,opt,name=removed_node,json=removedNode,proto3,oneof"`
+}
+
+type SnapshotRecord_Invitation struct {
+	Invitation *Invitation `protobuf:"bytes,11,opt,name=invitation,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Region) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
@@ -3506,12 +4213,15 @@ func (*SnapshotRecord_Outcome) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Uses) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_RemovedNode) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Invitation) isSnapshotRecord_Record() {}
+
 var File_hierarchy_commandpb_command_proto protoreflect.FileDescriptor
 
 const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
-	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xf7\n" +
-	"\n" +
+	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xd7\x0e\n" +
 	"\aCommand\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x14\n" +
@@ -3539,7 +4249,16 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\freturn_wraps\x18\x19 \x01(\v2\x1c.kekd.command.v1.ReturnWrapsH\x00R\vreturnWraps\x12A\n" +
 	"\fanchor_audit\x18\x1a \x01(\v2\x1c.kekd.command.v1.AnchorAuditH\x00R\vanchorAudit\x12J\n" +
 	"\x0frestart_minting\x18\x1b \x01(\v2\x1f.kekd.command.v1.RestartMintingH\x00R\x0erestartMinting\x12A\n" +
-	"\freserve_uses\x18\x1c \x01(\v2\x1c.kekd.command.v1.ReserveUsesH\x00R\vreserveUsesB\x06\n" +
+	"\freserve_uses\x18\x1c \x01(\v2\x1c.kekd.command.v1.ReserveUsesH\x00R\vreserveUses\x12>\n" +
+	"\vinvite_node\x18\x1d \x01(\v2\x1b.kekd.command.v1.InviteNodeH\x00R\n" +
+	"inviteNode\x128\n" +
+	"\tjoin_node\x18\x1e \x01(\v2\x19.kekd.command.v1.JoinNodeH\x00R\bjoinNode\x125\n" +
+	"\bset_node\x18\x1f \x01(\v2\x18.kekd.command.v1.SetNodeH\x00R\asetNode\x12>\n" +
+	"\vremove_node\x18  \x01(\v2\x1b.kekd.command.v1.RemoveNodeH\x00R\n" +
+	"removeNode\x12K\n" +
+	"\x10set_minting_node\x18! \x01(\v2\x1f.kekd.command.v1.SetMintingNodeH\x00R\x0esetMintingNode\x12T\n" +
+	"\x13raise_feature_level\x18\" \x01(\v2\".kekd.command.v1.RaiseFeatureLevelH\x00R\x11raiseFeatureLevel\x12J\n" +
+	"\x0frestore_records\x18# \x01(\v2\x1f.kekd.command.v1.RestoreRecordsH\x00R\x0erestoreRecordsB\x06\n" +
 	"\x04body\"V\n" +
 	"\x05Actor\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x10\n" +
@@ -3645,7 +4364,36 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x03per\x18\x04 \x01(\x03R\x03per\x12\x14\n" +
 	"\x05start\x18\x05 \x01(\x03R\x05start\x12\x17\n" +
 	"\anode_id\x18\x06 \x01(\fR\x06nodeId\x12\x14\n" +
-	"\x05count\x18\a \x01(\x04R\x05count\"\x99\x01\n" +
+	"\x05count\x18\a \x01(\x04R\x05count\"I\n" +
+	"\n" +
+	"InviteNode\x12;\n" +
+	"\n" +
+	"invitation\x18\x01 \x01(\v2\x1b.kekd.command.v1.InvitationR\n" +
+	"invitation\"\xa1\x01\n" +
+	"\bJoinNode\x12#\n" +
+	"\rinvitation_id\x18\x01 \x01(\fR\finvitationId\x12\x14\n" +
+	"\x05proof\x18\x02 \x01(\fR\x05proof\x12)\n" +
+	"\x04node\x18\x03 \x01(\v2\x15.kekd.command.v1.NodeR\x04node\x12/\n" +
+	"\x06region\x18\x04 \x01(\v2\x17.kekd.command.v1.RegionR\x06region\"r\n" +
+	"\aSetNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1d\n" +
+	"\aaddress\x18\x02 \x01(\tH\x00R\aaddress\x88\x01\x01\x12\x19\n" +
+	"\x05voter\x18\x03 \x01(\bH\x01R\x05voter\x88\x01\x01B\n" +
+	"\n" +
+	"\b_addressB\b\n" +
+	"\x06_voter\"%\n" +
+	"\n" +
+	"RemoveNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\"h\n" +
+	"\x0eSetMintingNode\x12\x1b\n" +
+	"\tregion_id\x18\x01 \x01(\fR\bregionId\x12 \n" +
+	"\ffrom_node_id\x18\x02 \x01(\fR\n" +
+	"fromNodeId\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\fR\x06nodeId\")\n" +
+	"\x11RaiseFeatureLevel\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"K\n" +
+	"\x0eRestoreRecords\x129\n" +
+	"\arecords\x18\x01 \x03(\v2\x1f.kekd.command.v1.SnapshotRecordR\arecords\"\x99\x01\n" +
 	"\vAnchorAudit\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
@@ -3658,12 +4406,31 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x04role\x18\x03 \x01(\x0e2\x1b.kekd.command.v1.RegionRoleR\x04role\x12\x1a\n" +
 	"\bidentity\x18\x04 \x01(\fR\bidentity\x12\x10\n" +
 	"\x03kdf\x18\x05 \x01(\tR\x03kdf\x12!\n" +
-	"\fminting_node\x18\x06 \x01(\fR\vmintingNode\"]\n" +
+	"\fminting_node\x18\x06 \x01(\fR\vmintingNode\"\x93\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
 	"\tregion_id\x18\x03 \x01(\fR\bregionId\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"\xb0\x02\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x1a\n" +
+	"\bidentity\x18\x06 \x01(\fR\bidentity\"m\n" +
+	"\vRemovedNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tregion_id\x18\x03 \x01(\fR\bregionId\x12\x1d\n" +
+	"\n" +
+	"removed_at\x18\x04 \x01(\x03R\tremovedAt\"\xcd\x01\n" +
+	"\n" +
+	"Invitation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1d\n" +
+	"\n" +
+	"proof_hash\x18\x02 \x01(\fR\tproofHash\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\x12/\n" +
+	"\x04role\x18\x05 \x01(\x0e2\x1b.kekd.command.v1.RegionRoleR\x04role\x12\x14\n" +
+	"\x05voter\x18\x06 \x01(\bR\x05voter\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\a \x01(\x03R\texpiresAt\"\xb0\x02\n" +
 	"\x06Tenant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x122\n" +
@@ -3749,7 +4516,7 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x05 \x01(\tR\terrorCode\x12#\n" +
-	"\rerror_message\x18\x06 \x01(\tR\ferrorMessage\"\xc2\x01\n" +
+	"\rerror_message\x18\x06 \x01(\tR\ferrorMessage\"\xe7\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1d\n" +
 	"\n" +
@@ -3759,7 +4526,8 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x06 \x01(\fR\tstateHash\x12\x18\n" +
-	"\arecords\x18\a \x01(\x04R\arecords\"\xd0\x03\n" +
+	"\arecords\x18\a \x01(\x04R\arecords\x12#\n" +
+	"\rfeature_level\x18\b \x01(\rR\ffeatureLevel\"\xd2\x04\n" +
 	"\x0eSnapshotRecord\x121\n" +
 	"\x06region\x18\x01 \x01(\v2\x17.kekd.command.v1.RegionH\x00R\x06region\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.kekd.command.v1.NodeH\x00R\x04node\x121\n" +
@@ -3769,7 +4537,12 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x04rule\x18\x06 \x01(\v2\x15.kekd.command.v1.RuleH\x00R\x04rule\x121\n" +
 	"\x06anchor\x18\a \x01(\v2\x17.kekd.command.v1.AnchorH\x00R\x06anchor\x124\n" +
 	"\aoutcome\x18\b \x01(\v2\x18.kekd.command.v1.OutcomeH\x00R\aoutcome\x12+\n" +
-	"\x04uses\x18\t \x01(\v2\x15.kekd.command.v1.UsesH\x00R\x04usesB\b\n" +
+	"\x04uses\x18\t \x01(\v2\x15.kekd.command.v1.UsesH\x00R\x04uses\x12A\n" +
+	"\fremoved_node\x18\n" +
+	" \x01(\v2\x1c.kekd.command.v1.RemovedNodeH\x00R\vremovedNode\x12=\n" +
+	"\n" +
+	"invitation\x18\v \x01(\v2\x1b.kekd.command.v1.InvitationH\x00R\n" +
+	"invitationB\b\n" +
 	"\x06record*\x7f\n" +
 	"\rRotationCause\x12\x1e\n" +
 	"\x1aROTATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1b\n" +
@@ -3816,51 +4589,60 @@ func file_hierarchy_commandpb_command_proto_rawDescGZIP() []byte {
 }
 
 var file_hierarchy_commandpb_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_hierarchy_commandpb_command_proto_goTypes = []any{
-	(RotationCause)(0),      // 0: kekd.command.v1.RotationCause
-	(VersionAction)(0),      // 1: kekd.command.v1.VersionAction
-	(TenantState)(0),        // 2: kekd.command.v1.TenantState
-	(VersionState)(0),       // 3: kekd.command.v1.VersionState
-	(RegionRole)(0),         // 4: kekd.command.v1.RegionRole
-	(*Command)(nil),         // 5: kekd.command.v1.Command
-	(*Actor)(nil),           // 6: kekd.command.v1.Actor
-	(*InitCluster)(nil),     // 7: kekd.command.v1.InitCluster
-	(*Tick)(nil),            // 8: kekd.command.v1.Tick
-	(*CreateTenant)(nil),    // 9: kekd.command.v1.CreateTenant
-	(*SetTenantState)(nil),  // 10: kekd.command.v1.SetTenantState
-	(*SetTenant)(nil),       // 11: kekd.command.v1.SetTenant
-	(*Limits)(nil),          // 12: kekd.command.v1.Limits
-	(*Limit)(nil),           // 13: kekd.command.v1.Limit
-	(*CreateKey)(nil),       // 14: kekd.command.v1.CreateKey
-	(*RotateKey)(nil),       // 15: kekd.command.v1.RotateKey
-	(*SetKey)(nil),          // 16: kekd.command.v1.SetKey
-	(*SetVersionState)(nil), // 17: kekd.command.v1.SetVersionState
-	(*RecordMinted)(nil),    // 18: kekd.command.v1.RecordMinted
-	(*RestartMinting)(nil),  // 19: kekd.command.v1.RestartMinting
-	(*CreateService)(nil),   // 20: kekd.command.v1.CreateService
-	(*DeleteService)(nil),   // 21: kekd.command.v1.DeleteService
-	(*AllowPolicy)(nil),     // 22: kekd.command.v1.AllowPolicy
-	(*RevokePolicy)(nil),    // 23: kekd.command.v1.RevokePolicy
-	(*ReserveWraps)(nil),    // 24: kekd.command.v1.ReserveWraps
-	(*ReturnWraps)(nil),     // 25: kekd.command.v1.ReturnWraps
-	(*ReserveUses)(nil),     // 26: kekd.command.v1.ReserveUses
-	(*AnchorAudit)(nil),     // 27: kekd.command.v1.AnchorAudit
-	(*Region)(nil),          // 28: kekd.command.v1.Region
-	(*Node)(nil),            // 29: kekd.command.v1.Node
-	(*Tenant)(nil),          // 30: kekd.command.v1.Tenant
-	(*Key)(nil),             // 31: kekd.command.v1.Key
-	(*Version)(nil),         // 32: kekd.command.v1.Version
-	(*RegionKey)(nil),       // 33: kekd.command.v1.RegionKey
-	(*Reservation)(nil),     // 34: kekd.command.v1.Reservation
-	(*Service)(nil),         // 35: kekd.command.v1.Service
-	(*Rule)(nil),            // 36: kekd.command.v1.Rule
-	(*RequiredContext)(nil), // 37: kekd.command.v1.RequiredContext
-	(*Anchor)(nil),          // 38: kekd.command.v1.Anchor
-	(*Uses)(nil),            // 39: kekd.command.v1.Uses
-	(*Outcome)(nil),         // 40: kekd.command.v1.Outcome
-	(*SnapshotHeader)(nil),  // 41: kekd.command.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 42: kekd.command.v1.SnapshotRecord
+	(RotationCause)(0),        // 0: kekd.command.v1.RotationCause
+	(VersionAction)(0),        // 1: kekd.command.v1.VersionAction
+	(TenantState)(0),          // 2: kekd.command.v1.TenantState
+	(VersionState)(0),         // 3: kekd.command.v1.VersionState
+	(RegionRole)(0),           // 4: kekd.command.v1.RegionRole
+	(*Command)(nil),           // 5: kekd.command.v1.Command
+	(*Actor)(nil),             // 6: kekd.command.v1.Actor
+	(*InitCluster)(nil),       // 7: kekd.command.v1.InitCluster
+	(*Tick)(nil),              // 8: kekd.command.v1.Tick
+	(*CreateTenant)(nil),      // 9: kekd.command.v1.CreateTenant
+	(*SetTenantState)(nil),    // 10: kekd.command.v1.SetTenantState
+	(*SetTenant)(nil),         // 11: kekd.command.v1.SetTenant
+	(*Limits)(nil),            // 12: kekd.command.v1.Limits
+	(*Limit)(nil),             // 13: kekd.command.v1.Limit
+	(*CreateKey)(nil),         // 14: kekd.command.v1.CreateKey
+	(*RotateKey)(nil),         // 15: kekd.command.v1.RotateKey
+	(*SetKey)(nil),            // 16: kekd.command.v1.SetKey
+	(*SetVersionState)(nil),   // 17: kekd.command.v1.SetVersionState
+	(*RecordMinted)(nil),      // 18: kekd.command.v1.RecordMinted
+	(*RestartMinting)(nil),    // 19: kekd.command.v1.RestartMinting
+	(*CreateService)(nil),     // 20: kekd.command.v1.CreateService
+	(*DeleteService)(nil),     // 21: kekd.command.v1.DeleteService
+	(*AllowPolicy)(nil),       // 22: kekd.command.v1.AllowPolicy
+	(*RevokePolicy)(nil),      // 23: kekd.command.v1.RevokePolicy
+	(*ReserveWraps)(nil),      // 24: kekd.command.v1.ReserveWraps
+	(*ReturnWraps)(nil),       // 25: kekd.command.v1.ReturnWraps
+	(*ReserveUses)(nil),       // 26: kekd.command.v1.ReserveUses
+	(*InviteNode)(nil),        // 27: kekd.command.v1.InviteNode
+	(*JoinNode)(nil),          // 28: kekd.command.v1.JoinNode
+	(*SetNode)(nil),           // 29: kekd.command.v1.SetNode
+	(*RemoveNode)(nil),        // 30: kekd.command.v1.RemoveNode
+	(*SetMintingNode)(nil),    // 31: kekd.command.v1.SetMintingNode
+	(*RaiseFeatureLevel)(nil), // 32: kekd.command.v1.RaiseFeatureLevel
+	(*RestoreRecords)(nil),    // 33: kekd.command.v1.RestoreRecords
+	(*AnchorAudit)(nil),       // 34: kekd.command.v1.AnchorAudit
+	(*Region)(nil),            // 35: kekd.command.v1.Region
+	(*Node)(nil),              // 36: kekd.command.v1.Node
+	(*RemovedNode)(nil),       // 37: kekd.command.v1.RemovedNode
+	(*Invitation)(nil),        // 38: kekd.command.v1.Invitation
+	(*Tenant)(nil),            // 39: kekd.command.v1.Tenant
+	(*Key)(nil),               // 40: kekd.command.v1.Key
+	(*Version)(nil),           // 41: kekd.command.v1.Version
+	(*RegionKey)(nil),         // 42: kekd.command.v1.RegionKey
+	(*Reservation)(nil),       // 43: kekd.command.v1.Reservation
+	(*Service)(nil),           // 44: kekd.command.v1.Service
+	(*Rule)(nil),              // 45: kekd.command.v1.Rule
+	(*RequiredContext)(nil),   // 46: kekd.command.v1.RequiredContext
+	(*Anchor)(nil),            // 47: kekd.command.v1.Anchor
+	(*Uses)(nil),              // 48: kekd.command.v1.Uses
+	(*Outcome)(nil),           // 49: kekd.command.v1.Outcome
+	(*SnapshotHeader)(nil),    // 50: kekd.command.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),    // 51: kekd.command.v1.SnapshotRecord
 }
 var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	6,  // 0: kekd.command.v1.Command.actor:type_name -> kekd.command.v1.Actor
@@ -3880,42 +4662,56 @@ var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	23, // 14: kekd.command.v1.Command.revoke_policy:type_name -> kekd.command.v1.RevokePolicy
 	24, // 15: kekd.command.v1.Command.reserve_wraps:type_name -> kekd.command.v1.ReserveWraps
 	25, // 16: kekd.command.v1.Command.return_wraps:type_name -> kekd.command.v1.ReturnWraps
-	27, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
+	34, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
 	19, // 18: kekd.command.v1.Command.restart_minting:type_name -> kekd.command.v1.RestartMinting
 	26, // 19: kekd.command.v1.Command.reserve_uses:type_name -> kekd.command.v1.ReserveUses
-	28, // 20: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
-	29, // 21: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
-	2,  // 22: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
-	12, // 23: kekd.command.v1.SetTenant.limits:type_name -> kekd.command.v1.Limits
-	13, // 24: kekd.command.v1.Limits.limits:type_name -> kekd.command.v1.Limit
-	0,  // 25: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
-	1,  // 26: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
-	36, // 27: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
-	4,  // 28: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
-	2,  // 29: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
-	13, // 30: kekd.command.v1.Tenant.limits:type_name -> kekd.command.v1.Limit
-	32, // 31: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
-	3,  // 32: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
-	3,  // 33: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
-	0,  // 34: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
-	33, // 35: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
-	34, // 36: kekd.command.v1.RegionKey.reservations:type_name -> kekd.command.v1.Reservation
-	37, // 37: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
-	13, // 38: kekd.command.v1.Rule.limits:type_name -> kekd.command.v1.Limit
-	28, // 39: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
-	29, // 40: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
-	30, // 41: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
-	31, // 42: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
-	35, // 43: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
-	36, // 44: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
-	38, // 45: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
-	40, // 46: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
-	39, // 47: kekd.command.v1.SnapshotRecord.uses:type_name -> kekd.command.v1.Uses
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	27, // 20: kekd.command.v1.Command.invite_node:type_name -> kekd.command.v1.InviteNode
+	28, // 21: kekd.command.v1.Command.join_node:type_name -> kekd.command.v1.JoinNode
+	29, // 22: kekd.command.v1.Command.set_node:type_name -> kekd.command.v1.SetNode
+	30, // 23: kekd.command.v1.Command.remove_node:type_name -> kekd.command.v1.RemoveNode
+	31, // 24: kekd.command.v1.Command.set_minting_node:type_name -> kekd.command.v1.SetMintingNode
+	32, // 25: kekd.command.v1.Command.raise_feature_level:type_name -> kekd.command.v1.RaiseFeatureLevel
+	33, // 26: kekd.command.v1.Command.restore_records:type_name -> kekd.command.v1.RestoreRecords
+	35, // 27: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
+	36, // 28: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
+	2,  // 29: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
+	12, // 30: kekd.command.v1.SetTenant.limits:type_name -> kekd.command.v1.Limits
+	13, // 31: kekd.command.v1.Limits.limits:type_name -> kekd.command.v1.Limit
+	0,  // 32: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
+	1,  // 33: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
+	45, // 34: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
+	38, // 35: kekd.command.v1.InviteNode.invitation:type_name -> kekd.command.v1.Invitation
+	36, // 36: kekd.command.v1.JoinNode.node:type_name -> kekd.command.v1.Node
+	35, // 37: kekd.command.v1.JoinNode.region:type_name -> kekd.command.v1.Region
+	51, // 38: kekd.command.v1.RestoreRecords.records:type_name -> kekd.command.v1.SnapshotRecord
+	4,  // 39: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
+	4,  // 40: kekd.command.v1.Invitation.role:type_name -> kekd.command.v1.RegionRole
+	2,  // 41: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
+	13, // 42: kekd.command.v1.Tenant.limits:type_name -> kekd.command.v1.Limit
+	41, // 43: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
+	3,  // 44: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
+	3,  // 45: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
+	0,  // 46: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
+	42, // 47: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
+	43, // 48: kekd.command.v1.RegionKey.reservations:type_name -> kekd.command.v1.Reservation
+	46, // 49: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
+	13, // 50: kekd.command.v1.Rule.limits:type_name -> kekd.command.v1.Limit
+	35, // 51: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
+	36, // 52: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
+	39, // 53: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
+	40, // 54: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
+	44, // 55: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
+	45, // 56: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
+	47, // 57: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
+	49, // 58: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
+	48, // 59: kekd.command.v1.SnapshotRecord.uses:type_name -> kekd.command.v1.Uses
+	37, // 60: kekd.command.v1.SnapshotRecord.removed_node:type_name -> kekd.command.v1.RemovedNode
+	38, // 61: kekd.command.v1.SnapshotRecord.invitation:type_name -> kekd.command.v1.Invitation
+	62, // [62:62] is the sub-list for method output_type
+	62, // [62:62] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_hierarchy_commandpb_command_proto_init() }
@@ -3943,13 +4739,21 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*Command_AnchorAudit)(nil),
 		(*Command_RestartMinting)(nil),
 		(*Command_ReserveUses)(nil),
+		(*Command_InviteNode)(nil),
+		(*Command_JoinNode)(nil),
+		(*Command_SetNode)(nil),
+		(*Command_RemoveNode)(nil),
+		(*Command_SetMintingNode)(nil),
+		(*Command_RaiseFeatureLevel)(nil),
+		(*Command_RestoreRecords)(nil),
 	}
 	file_hierarchy_commandpb_command_proto_msgTypes[6].OneofWrappers = []any{}
 	file_hierarchy_commandpb_command_proto_msgTypes[11].OneofWrappers = []any{}
 	file_hierarchy_commandpb_command_proto_msgTypes[15].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[30].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[32].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[37].OneofWrappers = []any{
+	file_hierarchy_commandpb_command_proto_msgTypes[24].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[39].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[41].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[46].OneofWrappers = []any{
 		(*SnapshotRecord_Region)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Tenant)(nil),
@@ -3959,6 +4763,8 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*SnapshotRecord_Anchor)(nil),
 		(*SnapshotRecord_Outcome)(nil),
 		(*SnapshotRecord_Uses)(nil),
+		(*SnapshotRecord_RemovedNode)(nil),
+		(*SnapshotRecord_Invitation)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3966,7 +4772,7 @@ func file_hierarchy_commandpb_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hierarchy_commandpb_command_proto_rawDesc), len(file_hierarchy_commandpb_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   38,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
