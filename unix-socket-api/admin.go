@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -15,11 +16,14 @@ import (
 type Admin struct {
 	Self      hierarchy.NodeID
 	Hierarchy Hierarchy
-	Minting   Minting
+	Minting   Minting // nil: this node has no token
 	Audit     AuditLog
 	Node      Node
+	Nodes     Nodes // nil: a cluster of one, whose node has no peers' port
 	Doctor    Doctor
-	Room      Room // nil: this node has no token
+	Room      Room         // nil: this node has no token
+	Orphans   Orphans      // nil: this node has no token
+	Metrics   http.Handler // GET /metrics; nil: there are none
 	Admins    Admins
 	Limits    Limits
 	Log       *slog.Logger
@@ -40,7 +44,7 @@ func NewAdminServer(a Admin) (*Server, error) {
 // adminService is kekd.v1.AdminService. Its calls look names up, propose commands by ID, and
 // answer from the state that has the command in it.
 type adminService struct {
-	kekdv1.UnsafeAdminServiceServer
+	kekdv1.UnimplementedAdminServiceServer
 	*Server
 	Admin
 }

@@ -38,12 +38,19 @@ type node struct {
 	mintErr    error                                           // nothing is minted
 	auditErr   func(socketapi.AdminRecord) error
 	waited     []uint32
+	changed    chan struct{} // closed at the next change of state
 }
 
 func (n *node) State() *state.State {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.state
+}
+
+func (n *node) Changed() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changed
 }
 
 func (n *node) Propose(ctx context.Context, c *commandpb.Command) (state.Result, error) {
@@ -63,6 +70,8 @@ func (n *node) apply(c *commandpb.Command) (r state.Result) {
 	n.stamp = n.stamp.Add(time.Second)
 	c.Stamp = n.stamp.UnixNano()
 	n.state, r = state.Apply(n.state, state.Meta{Index: n.state.Index() + 1}, c)
+	close(n.changed)
+	n.changed = make(chan struct{})
 	return r
 }
 
@@ -150,7 +159,7 @@ func (n *node) last() []socketapi.AdminRecord {
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{state: state.New(), stamp: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
+	n := &node{state: state.New(), changed: make(chan struct{}), stamp: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 	id := sha256.Sum256([]byte("init"))
 	if r := n.apply(&commandpb.Command{Format: state.Format, Id: id[:16], Body: &commandpb.Command_InitCluster{InitCluster: &commandpb.InitCluster{
 		ClusterId: testCluster[:],

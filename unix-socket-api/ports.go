@@ -3,6 +3,7 @@ package socketapi
 import (
 	"context"
 	"iter"
+	"time"
 
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
@@ -20,12 +21,15 @@ type Hierarchy interface {
 	// the command in it, and the result says whether it took effect. An error that wraps
 	// [hierarchy.ErrOutcomeUnknown] leaves that open; any other means that it did not.
 	Propose(ctx context.Context, c *commandpb.Command) (state.Result, error)
+	// Changed is closed when State is another one than when it was asked for.
+	Changed() <-chan struct{}
 }
 
-// Minting tells when a key version has its objects.
+// Minting tells when a key version has its objects in this node's token.
 type Minting interface {
 	// WaitServable returns when the version is active and this node can use it, or with the
-	// reason why that will not be. If the context ends, the error says what is lacking.
+	// reason why that will not be. If the context ends, the error says what is lacking. It is
+	// asked only for versions that have a key in this node's region.
 	WaitServable(ctx context.Context, tenant hierarchy.TenantID, key hierarchy.KeyID, version uint32) error
 }
 
@@ -80,4 +84,51 @@ const (
 // Node tells how this node is.
 type Node interface {
 	Status(ctx context.Context) *kekdv1.Status
+}
+
+// Nodes are the members of the cluster, beyond what the hierarchy says of them.
+type Nodes interface {
+	// Invitation draws what an invitation is made of, and does not propose it: it fills in the ID,
+	// the hash of the proof, and when it expires by cluster time. The token has the secret, and is
+	// the text that whoever joins gives.
+	Invitation(ctx context.Context, w Invited, ttl time.Duration) (i *commandpb.Invitation, token string, err error)
+	// Members is how the leader knows the members, in any order: those of its state, and those
+	// that only Raft's configuration still has. An error says why no leader answered.
+	Members(ctx context.Context) ([]Member, error)
+	// TransferLeadership returns when another node leads: to, or if that is zero whoever is best.
+	TransferLeadership(ctx context.Context, to hierarchy.NodeID) error
+}
+
+// Invited is what a node is to be.
+type Invited struct {
+	Node   string
+	Region string
+	Role   hierarchy.RegionRole // of the region, which may not be there yet
+	Voter  bool
+}
+
+// Member is how the leader knows a node.
+type Member struct {
+	ID           hierarchy.NodeID
+	Votes        bool // by Raft's configuration
+	Leader       bool
+	HeardAgo     time.Duration // negative: nothing since it leads; of the leader itself: 0
+	Applied      uint64        // log index that the node was at when it was heard
+	FeatureLevel uint32
+}
+
+// Orphans are the key objects in this node's token that the hierarchy does not know.
+type Orphans interface {
+	// Orphans lists the token anew.
+	Orphans(ctx context.Context) ([]Orphan, error)
+	// Sweep destroys them, and tells which, also where it stops with an error. On a node that
+	// does not mint for its region it is refused, as [hierarchy.ErrFailedPrecondition] with the
+	// name of the one that does.
+	Sweep(ctx context.Context) ([]Orphan, error)
+}
+
+// Orphan is a key object that the hierarchy does not know.
+type Orphan struct {
+	ID    hierarchy.ObjectID
+	Label string
 }

@@ -380,6 +380,7 @@ func (*DoctorRequest) Descriptor() ([]byte, []int) {
 type DoctorResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Checks        []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	Orphans       []*Orphan              `protobuf:"bytes,2,rep,name=orphans,proto3" json:"orphans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -417,6 +418,13 @@ func (*DoctorResponse) Descriptor() ([]byte, []int) {
 func (x *DoctorResponse) GetChecks() []*Check {
 	if x != nil {
 		return x.Checks
+	}
+	return nil
+}
+
+func (x *DoctorResponse) GetOrphans() []*Orphan {
+	if x != nil {
+		return x.Orphans
 	}
 	return nil
 }
@@ -3125,6 +3133,1211 @@ func (x *AuditFault) GetWhat() string {
 	return ""
 }
 
+type InviteNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`                    // of the region: voting, replica or witness; empty: as the region is, which is there already
+	NoVote        bool                   `protobuf:"varint,5,opt,name=no_vote,json=noVote,proto3" json:"no_vote,omitempty"` // the node does not vote, though its region's nodes do
+	Ttl           int64                  `protobuf:"varint,6,opt,name=ttl,proto3" json:"ttl,omitempty"`                     // nanoseconds, up to 24 h; 0: 15 min
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InviteNodeRequest) Reset() {
+	*x = InviteNodeRequest{}
+	mi := &file_admin_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InviteNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InviteNodeRequest) ProtoMessage() {}
+
+func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
+func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *InviteNodeRequest) GetIdempotencyId() []byte {
+	if x != nil {
+		return x.IdempotencyId
+	}
+	return nil
+}
+
+func (x *InviteNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InviteNodeRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *InviteNodeRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *InviteNodeRequest) GetNoVote() bool {
+	if x != nil {
+		return x.NoVote
+	}
+	return false
+}
+
+func (x *InviteNodeRequest) GetTtl() int64 {
+	if x != nil {
+		return x.Ttl
+	}
+	return 0
+}
+
+type InviteNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`                           // a secret
+	ExpiresAt     int64                  `protobuf:"varint,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // cluster time, Unix nanoseconds
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Region        string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	Role          string                 `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`
+	Voter         bool                   `protobuf:"varint,6,opt,name=voter,proto3" json:"voter,omitempty"`
+	Index         uint64                 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InviteNodeResponse) Reset() {
+	*x = InviteNodeResponse{}
+	mi := &file_admin_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InviteNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InviteNodeResponse) ProtoMessage() {}
+
+func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
+func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *InviteNodeResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *InviteNodeResponse) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *InviteNodeResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InviteNodeResponse) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *InviteNodeResponse) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *InviteNodeResponse) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *InviteNodeResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type Node struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Region  string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Role    string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`       // of the region
+	Address string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"` // where its peers reach it; empty: it has none
+	Voter   bool                   `protobuf:"varint,6,opt,name=voter,proto3" json:"voter,omitempty"`    // is to vote
+	Mints   bool                   `protobuf:"varint,7,opt,name=mints,proto3" json:"mints,omitempty"`    // for its region
+	Self    bool                   `protobuf:"varint,8,opt,name=self,proto3" json:"self,omitempty"`      // it is the one that answers
+	// What follows is the leader's knowledge, and absent where no leader answered.
+	Votes         *bool  `protobuf:"varint,9,opt,name=votes,proto3,oneof" json:"votes,omitempty"` // by Raft's configuration, which follows when the node has caught up
+	Leader        bool   `protobuf:"varint,10,opt,name=leader,proto3" json:"leader,omitempty"`
+	HeardAgo      *int64 `protobuf:"varint,11,opt,name=heard_ago,json=heardAgo,proto3,oneof" json:"heard_ago,omitempty"`       // nanoseconds; absent: nothing since the leader leads
+	AppliedIndex  uint64 `protobuf:"varint,12,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"` // that the node was at when it was last heard
+	FeatureLevel  uint32 `protobuf:"varint,13,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest that its version knows
+	Index         uint64 `protobuf:"varint,14,opt,name=index,proto3" json:"index,omitempty"`                                   // log index of the change that answered, else of the state that this is of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *Node) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Node) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Node) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Node) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Node) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Node) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *Node) GetMints() bool {
+	if x != nil {
+		return x.Mints
+	}
+	return false
+}
+
+func (x *Node) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *Node) GetVotes() bool {
+	if x != nil && x.Votes != nil {
+		return *x.Votes
+	}
+	return false
+}
+
+func (x *Node) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *Node) GetHeardAgo() int64 {
+	if x != nil && x.HeardAgo != nil {
+		return *x.HeardAgo
+	}
+	return 0
+}
+
+func (x *Node) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *Node) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *Node) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type ListNodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesRequest) Reset() {
+	*x = ListNodesRequest{}
+	mi := &file_admin_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesRequest) ProtoMessage() {}
+
+func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
+func (*ListNodesRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{53}
+}
+
+type ListNodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`     // by name
+	Unknown       string                 `protobuf:"bytes,2,opt,name=unknown,proto3" json:"unknown,omitempty"` // why the leader's knowledge is lacking; empty: it is not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNodesResponse) Reset() {
+	*x = ListNodesResponse{}
+	mi := &file_admin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNodesResponse) ProtoMessage() {}
+
+func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
+func (*ListNodesResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ListNodesResponse) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ListNodesResponse) GetUnknown() string {
+	if x != nil {
+		return x.Unknown
+	}
+	return ""
+}
+
+type RemoveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_admin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *RemoveNodeRequest) GetIdempotencyId() []byte {
+	if x != nil {
+		return x.IdempotencyId
+	}
+	return nil
+}
+
+func (x *RemoveNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_admin_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *RemoveNodeResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RemoveNodeResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type PromoteNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteNodeRequest) Reset() {
+	*x = PromoteNodeRequest{}
+	mi := &file_admin_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteNodeRequest) ProtoMessage() {}
+
+func (x *PromoteNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteNodeRequest.ProtoReflect.Descriptor instead.
+func (*PromoteNodeRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *PromoteNodeRequest) GetIdempotencyId() []byte {
+	if x != nil {
+		return x.IdempotencyId
+	}
+	return nil
+}
+
+func (x *PromoteNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DemoteNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DemoteNodeRequest) Reset() {
+	*x = DemoteNodeRequest{}
+	mi := &file_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DemoteNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DemoteNodeRequest) ProtoMessage() {}
+
+func (x *DemoteNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DemoteNodeRequest.ProtoReflect.Descriptor instead.
+func (*DemoteNodeRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *DemoteNodeRequest) GetIdempotencyId() []byte {
+	if x != nil {
+		return x.IdempotencyId
+	}
+	return nil
+}
+
+func (x *DemoteNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type TransferLeadershipRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // a node's name; empty: whoever is best
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipRequest) Reset() {
+	*x = TransferLeadershipRequest{}
+	mi := &file_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipRequest) ProtoMessage() {}
+
+func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *TransferLeadershipRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type TransferLeadershipResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Leader        string                 `protobuf:"bytes,1,opt,name=leader,proto3" json:"leader,omitempty"` // the name of the node that leads now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipResponse) Reset() {
+	*x = TransferLeadershipResponse{}
+	mi := &file_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipResponse) ProtoMessage() {}
+
+func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *TransferLeadershipResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+type SaveSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotRequest) Reset() {
+	*x = SaveSnapshotRequest{}
+	mi := &file_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotRequest) ProtoMessage() {}
+
+func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{61}
+}
+
+type SnapshotChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotChunk) Reset() {
+	*x = SnapshotChunk{}
+	mi := &file_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotChunk) ProtoMessage() {}
+
+func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
+func (*SnapshotChunk) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *SnapshotChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"` // of the first message
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`                                        // of at most 512 KiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotRequest) Reset() {
+	*x = RestoreSnapshotRequest{}
+	mi := &file_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *RestoreSnapshotRequest) GetIdempotencyId() []byte {
+	if x != nil {
+		return x.IdempotencyId
+	}
+	return nil
+}
+
+func (x *RestoreSnapshotRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       uint64                 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"` // that the snapshot has
+	SnapshotIndex uint64                 `protobuf:"varint,2,opt,name=snapshot_index,json=snapshotIndex,proto3" json:"snapshot_index,omitempty"`
+	SnapshotTime  int64                  `protobuf:"varint,3,opt,name=snapshot_time,json=snapshotTime,proto3" json:"snapshot_time,omitempty"` // cluster time, Unix nanoseconds
+	Tightened     []*RestoreChange       `protobuf:"bytes,4,rep,name=tightened,proto3" json:"tightened,omitempty"`                            // what is different now
+	Refused       []*RestoreChange       `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"`                                // what the snapshot would have opened, or has and the hierarchy has not
+	Index         uint64                 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`                                   // of the last command
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotResponse) Reset() {
+	*x = RestoreSnapshotResponse{}
+	mi := &file_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotResponse) ProtoMessage() {}
+
+func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RestoreSnapshotResponse) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *RestoreSnapshotResponse) GetSnapshotIndex() uint64 {
+	if x != nil {
+		return x.SnapshotIndex
+	}
+	return 0
+}
+
+func (x *RestoreSnapshotResponse) GetSnapshotTime() int64 {
+	if x != nil {
+		return x.SnapshotTime
+	}
+	return 0
+}
+
+func (x *RestoreSnapshotResponse) GetTightened() []*RestoreChange {
+	if x != nil {
+		return x.Tightened
+	}
+	return nil
+}
+
+func (x *RestoreSnapshotResponse) GetRefused() []*RestoreChange {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *RestoreSnapshotResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type RestoreChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`     // such as tenant acme, key acme/orders, version acme/orders@2
+	Field         string                 `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`   // such as state
+	Before        string                 `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"` // in the hierarchy
+	After         string                 `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`   // of what is refused: what the snapshot has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreChange) Reset() {
+	*x = RestoreChange{}
+	mi := &file_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreChange) ProtoMessage() {}
+
+func (x *RestoreChange) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreChange.ProtoReflect.Descriptor instead.
+func (*RestoreChange) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *RestoreChange) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *RestoreChange) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *RestoreChange) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *RestoreChange) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+type ListOrphansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOrphansRequest) Reset() {
+	*x = ListOrphansRequest{}
+	mi := &file_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOrphansRequest) ProtoMessage() {}
+
+func (x *ListOrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOrphansRequest.ProtoReflect.Descriptor instead.
+func (*ListOrphansRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{66}
+}
+
+type ListOrphansResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Orphans       []*Orphan              `protobuf:"bytes,1,rep,name=orphans,proto3" json:"orphans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOrphansResponse) Reset() {
+	*x = ListOrphansResponse{}
+	mi := &file_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOrphansResponse) ProtoMessage() {}
+
+func (x *ListOrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOrphansResponse.ProtoReflect.Descriptor instead.
+func (*ListOrphansResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ListOrphansResponse) GetOrphans() []*Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+type Orphan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CkaId         string                 `protobuf:"bytes,1,opt,name=cka_id,json=ckaId,proto3" json:"cka_id,omitempty"` // hex
+	Label         string                 `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Orphan) Reset() {
+	*x = Orphan{}
+	mi := &file_admin_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Orphan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Orphan) ProtoMessage() {}
+
+func (x *Orphan) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
+func (*Orphan) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *Orphan) GetCkaId() string {
+	if x != nil {
+		return x.CkaId
+	}
+	return ""
+}
+
+func (x *Orphan) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+type SweepOrphansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SweepOrphansRequest) Reset() {
+	*x = SweepOrphansRequest{}
+	mi := &file_admin_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SweepOrphansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SweepOrphansRequest) ProtoMessage() {}
+
+func (x *SweepOrphansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SweepOrphansRequest.ProtoReflect.Descriptor instead.
+func (*SweepOrphansRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{69}
+}
+
+type SweepOrphansResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Destroyed     []*Orphan              `protobuf:"bytes,1,rep,name=destroyed,proto3" json:"destroyed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SweepOrphansResponse) Reset() {
+	*x = SweepOrphansResponse{}
+	mi := &file_admin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SweepOrphansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SweepOrphansResponse) ProtoMessage() {}
+
+func (x *SweepOrphansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SweepOrphansResponse.ProtoReflect.Descriptor instead.
+func (*SweepOrphansResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *SweepOrphansResponse) GetDestroyed() []*Orphan {
+	if x != nil {
+		return x.Destroyed
+	}
+	return nil
+}
+
 var File_admin_proto protoreflect.FileDescriptor
 
 const file_admin_proto_rawDesc = "" +
@@ -3163,9 +4376,10 @@ const file_admin_proto_rawDesc = "" +
 	"\vobjects_max\x18\n" +
 	" \x01(\x04R\n" +
 	"objectsMax\"\x0f\n" +
-	"\rDoctorRequest\"8\n" +
+	"\rDoctorRequest\"c\n" +
 	"\x0eDoctorResponse\x12&\n" +
-	"\x06checks\x18\x01 \x03(\v2\x0e.kekd.v1.CheckR\x06checks\"e\n" +
+	"\x06checks\x18\x01 \x03(\v2\x0e.kekd.v1.CheckR\x06checks\x12)\n" +
+	"\aorphans\x18\x02 \x03(\v2\x0f.kekd.v1.OrphanR\aorphans\"e\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
@@ -3364,7 +4578,89 @@ const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"AuditFault\x12\x14\n" +
 	"\x05where\x18\x01 \x01(\tR\x05where\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what2\xa4\f\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\"\xa5\x01\n" +
+	"\x11InviteNodeRequest\x12%\n" +
+	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x17\n" +
+	"\ano_vote\x18\x05 \x01(\bR\x06noVote\x12\x10\n" +
+	"\x03ttl\x18\x06 \x01(\x03R\x03ttl\"\xb5\x01\n" +
+	"\x12InviteNodeResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04role\x12\x14\n" +
+	"\x05voter\x18\x06 \x01(\bR\x05voter\x12\x14\n" +
+	"\x05index\x18\a \x01(\x04R\x05index\"\xfd\x02\n" +
+	"\x04Node\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05voter\x18\x06 \x01(\bR\x05voter\x12\x14\n" +
+	"\x05mints\x18\a \x01(\bR\x05mints\x12\x12\n" +
+	"\x04self\x18\b \x01(\bR\x04self\x12\x19\n" +
+	"\x05votes\x18\t \x01(\bH\x00R\x05votes\x88\x01\x01\x12\x16\n" +
+	"\x06leader\x18\n" +
+	" \x01(\bR\x06leader\x12 \n" +
+	"\theard_ago\x18\v \x01(\x03H\x01R\bheardAgo\x88\x01\x01\x12#\n" +
+	"\rapplied_index\x18\f \x01(\x04R\fappliedIndex\x12#\n" +
+	"\rfeature_level\x18\r \x01(\rR\ffeatureLevel\x12\x14\n" +
+	"\x05index\x18\x0e \x01(\x04R\x05indexB\b\n" +
+	"\x06_votesB\f\n" +
+	"\n" +
+	"_heard_ago\"\x12\n" +
+	"\x10ListNodesRequest\"R\n" +
+	"\x11ListNodesResponse\x12#\n" +
+	"\x05nodes\x18\x01 \x03(\v2\r.kekd.v1.NodeR\x05nodes\x12\x18\n" +
+	"\aunknown\x18\x02 \x01(\tR\aunknown\"N\n" +
+	"\x11RemoveNodeRequest\x12%\n" +
+	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\":\n" +
+	"\x12RemoveNodeResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"O\n" +
+	"\x12PromoteNodeRequest\x12%\n" +
+	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"N\n" +
+	"\x11DemoteNodeRequest\x12%\n" +
+	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"+\n" +
+	"\x19TransferLeadershipRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"4\n" +
+	"\x1aTransferLeadershipResponse\x12\x16\n" +
+	"\x06leader\x18\x01 \x01(\tR\x06leader\"\x15\n" +
+	"\x13SaveSnapshotRequest\"#\n" +
+	"\rSnapshotChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"S\n" +
+	"\x16RestoreSnapshotRequest\x12%\n" +
+	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xfd\x01\n" +
+	"\x17RestoreSnapshotResponse\x12\x18\n" +
+	"\arecords\x18\x01 \x01(\x04R\arecords\x12%\n" +
+	"\x0esnapshot_index\x18\x02 \x01(\x04R\rsnapshotIndex\x12#\n" +
+	"\rsnapshot_time\x18\x03 \x01(\x03R\fsnapshotTime\x124\n" +
+	"\ttightened\x18\x04 \x03(\v2\x16.kekd.v1.RestoreChangeR\ttightened\x120\n" +
+	"\arefused\x18\x05 \x03(\v2\x16.kekd.v1.RestoreChangeR\arefused\x12\x14\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\"g\n" +
+	"\rRestoreChange\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\tR\x05after\"\x14\n" +
+	"\x12ListOrphansRequest\"@\n" +
+	"\x13ListOrphansResponse\x12)\n" +
+	"\aorphans\x18\x01 \x03(\v2\x0f.kekd.v1.OrphanR\aorphans\"5\n" +
+	"\x06Orphan\x12\x15\n" +
+	"\x06cka_id\x18\x01 \x01(\tR\x05ckaId\x12\x14\n" +
+	"\x05label\x18\x02 \x01(\tR\x05label\"\x15\n" +
+	"\x13SweepOrphansRequest\"E\n" +
+	"\x14SweepOrphansResponse\x12-\n" +
+	"\tdestroyed\x18\x01 \x03(\v2\x0f.kekd.v1.OrphanR\tdestroyed2\x80\x12\n" +
 	"\fAdminService\x127\n" +
 	"\tGetStatus\x12\x19.kekd.v1.GetStatusRequest\x1a\x0f.kekd.v1.Status\x129\n" +
 	"\x06Doctor\x12\x16.kekd.v1.DoctorRequest\x1a\x17.kekd.v1.DoctorResponse\x12=\n" +
@@ -3389,7 +4685,20 @@ const file_admin_proto_rawDesc = "" +
 	"\fListPolicies\x12\x1c.kekd.v1.ListPoliciesRequest\x1a\x1d.kekd.v1.ListPoliciesResponse\x12N\n" +
 	"\rExplainPolicy\x12\x1d.kekd.v1.ExplainPolicyRequest\x1a\x1e.kekd.v1.ExplainPolicyResponse\x12>\n" +
 	"\tTailAudit\x12\x19.kekd.v1.TailAuditRequest\x1a\x14.kekd.v1.AuditRecord0\x01\x12H\n" +
-	"\vVerifyAudit\x12\x1b.kekd.v1.VerifyAuditRequest\x1a\x1c.kekd.v1.VerifyAuditResponseB-Z+github.com/kekd/kekd/unix-socket-api/kekdv1b\x06proto3"
+	"\vVerifyAudit\x12\x1b.kekd.v1.VerifyAuditRequest\x1a\x1c.kekd.v1.VerifyAuditResponse\x12E\n" +
+	"\n" +
+	"InviteNode\x12\x1a.kekd.v1.InviteNodeRequest\x1a\x1b.kekd.v1.InviteNodeResponse\x12B\n" +
+	"\tListNodes\x12\x19.kekd.v1.ListNodesRequest\x1a\x1a.kekd.v1.ListNodesResponse\x12E\n" +
+	"\n" +
+	"RemoveNode\x12\x1a.kekd.v1.RemoveNodeRequest\x1a\x1b.kekd.v1.RemoveNodeResponse\x129\n" +
+	"\vPromoteNode\x12\x1b.kekd.v1.PromoteNodeRequest\x1a\r.kekd.v1.Node\x127\n" +
+	"\n" +
+	"DemoteNode\x12\x1a.kekd.v1.DemoteNodeRequest\x1a\r.kekd.v1.Node\x12]\n" +
+	"\x12TransferLeadership\x12\".kekd.v1.TransferLeadershipRequest\x1a#.kekd.v1.TransferLeadershipResponse\x12F\n" +
+	"\fSaveSnapshot\x12\x1c.kekd.v1.SaveSnapshotRequest\x1a\x16.kekd.v1.SnapshotChunk0\x01\x12V\n" +
+	"\x0fRestoreSnapshot\x12\x1f.kekd.v1.RestoreSnapshotRequest\x1a .kekd.v1.RestoreSnapshotResponse(\x01\x12H\n" +
+	"\vListOrphans\x12\x1b.kekd.v1.ListOrphansRequest\x1a\x1c.kekd.v1.ListOrphansResponse\x12K\n" +
+	"\fSweepOrphans\x12\x1c.kekd.v1.SweepOrphansRequest\x1a\x1d.kekd.v1.SweepOrphansResponseB-Z+github.com/kekd/kekd/unix-socket-api/kekdv1b\x06proto3"
 
 var (
 	file_admin_proto_rawDescOnce sync.Once
@@ -3403,133 +4712,180 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_admin_proto_goTypes = []any{
-	(*GetStatusRequest)(nil),          // 0: kekd.v1.GetStatusRequest
-	(*Status)(nil),                    // 1: kekd.v1.Status
-	(*HSMStatus)(nil),                 // 2: kekd.v1.HSMStatus
-	(*DoctorRequest)(nil),             // 3: kekd.v1.DoctorRequest
-	(*DoctorResponse)(nil),            // 4: kekd.v1.DoctorResponse
-	(*Check)(nil),                     // 5: kekd.v1.Check
-	(*Tenant)(nil),                    // 6: kekd.v1.Tenant
-	(*Limit)(nil),                     // 7: kekd.v1.Limit
-	(*Limits)(nil),                    // 8: kekd.v1.Limits
-	(*CreateTenantRequest)(nil),       // 9: kekd.v1.CreateTenantRequest
-	(*ListTenantsRequest)(nil),        // 10: kekd.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),       // 11: kekd.v1.ListTenantsResponse
-	(*GetTenantRequest)(nil),          // 12: kekd.v1.GetTenantRequest
-	(*DisableTenantRequest)(nil),      // 13: kekd.v1.DisableTenantRequest
-	(*EnableTenantRequest)(nil),       // 14: kekd.v1.EnableTenantRequest
-	(*SetTenantRequest)(nil),          // 15: kekd.v1.SetTenantRequest
-	(*WatchTenantRequest)(nil),        // 16: kekd.v1.WatchTenantRequest
-	(*TenantEvent)(nil),               // 17: kekd.v1.TenantEvent
-	(*Caller)(nil),                    // 18: kekd.v1.Caller
-	(*Key)(nil),                       // 19: kekd.v1.Key
-	(*KeyVersion)(nil),                // 20: kekd.v1.KeyVersion
-	(*KeyVersionRegion)(nil),          // 21: kekd.v1.KeyVersionRegion
-	(*CreateKeyRequest)(nil),          // 22: kekd.v1.CreateKeyRequest
-	(*ListKeysRequest)(nil),           // 23: kekd.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),          // 24: kekd.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),             // 25: kekd.v1.GetKeyRequest
-	(*RotateKeyRequest)(nil),          // 26: kekd.v1.RotateKeyRequest
-	(*SetKeyRequest)(nil),             // 27: kekd.v1.SetKeyRequest
-	(*SetKeyVersionStateRequest)(nil), // 28: kekd.v1.SetKeyVersionStateRequest
-	(*Service)(nil),                   // 29: kekd.v1.Service
-	(*CreateServiceRequest)(nil),      // 30: kekd.v1.CreateServiceRequest
-	(*ListServicesRequest)(nil),       // 31: kekd.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 32: kekd.v1.ListServicesResponse
-	(*DeleteServiceRequest)(nil),      // 33: kekd.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),     // 34: kekd.v1.DeleteServiceResponse
-	(*RequiredContext)(nil),           // 35: kekd.v1.RequiredContext
-	(*Rule)(nil),                      // 36: kekd.v1.Rule
-	(*AllowPolicyRequest)(nil),        // 37: kekd.v1.AllowPolicyRequest
-	(*RevokePolicyRequest)(nil),       // 38: kekd.v1.RevokePolicyRequest
-	(*RevokePolicyResponse)(nil),      // 39: kekd.v1.RevokePolicyResponse
-	(*ListPoliciesRequest)(nil),       // 40: kekd.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),      // 41: kekd.v1.ListPoliciesResponse
-	(*ExplainPolicyRequest)(nil),      // 42: kekd.v1.ExplainPolicyRequest
-	(*ExplainPolicyResponse)(nil),     // 43: kekd.v1.ExplainPolicyResponse
-	(*TailAuditRequest)(nil),          // 44: kekd.v1.TailAuditRequest
-	(*AuditRecord)(nil),               // 45: kekd.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),        // 46: kekd.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),       // 47: kekd.v1.VerifyAuditResponse
-	(*AuditChain)(nil),                // 48: kekd.v1.AuditChain
-	(*AuditFault)(nil),                // 49: kekd.v1.AuditFault
-	(*ContextEntry)(nil),              // 50: kekd.v1.ContextEntry
+	(*GetStatusRequest)(nil),           // 0: kekd.v1.GetStatusRequest
+	(*Status)(nil),                     // 1: kekd.v1.Status
+	(*HSMStatus)(nil),                  // 2: kekd.v1.HSMStatus
+	(*DoctorRequest)(nil),              // 3: kekd.v1.DoctorRequest
+	(*DoctorResponse)(nil),             // 4: kekd.v1.DoctorResponse
+	(*Check)(nil),                      // 5: kekd.v1.Check
+	(*Tenant)(nil),                     // 6: kekd.v1.Tenant
+	(*Limit)(nil),                      // 7: kekd.v1.Limit
+	(*Limits)(nil),                     // 8: kekd.v1.Limits
+	(*CreateTenantRequest)(nil),        // 9: kekd.v1.CreateTenantRequest
+	(*ListTenantsRequest)(nil),         // 10: kekd.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),        // 11: kekd.v1.ListTenantsResponse
+	(*GetTenantRequest)(nil),           // 12: kekd.v1.GetTenantRequest
+	(*DisableTenantRequest)(nil),       // 13: kekd.v1.DisableTenantRequest
+	(*EnableTenantRequest)(nil),        // 14: kekd.v1.EnableTenantRequest
+	(*SetTenantRequest)(nil),           // 15: kekd.v1.SetTenantRequest
+	(*WatchTenantRequest)(nil),         // 16: kekd.v1.WatchTenantRequest
+	(*TenantEvent)(nil),                // 17: kekd.v1.TenantEvent
+	(*Caller)(nil),                     // 18: kekd.v1.Caller
+	(*Key)(nil),                        // 19: kekd.v1.Key
+	(*KeyVersion)(nil),                 // 20: kekd.v1.KeyVersion
+	(*KeyVersionRegion)(nil),           // 21: kekd.v1.KeyVersionRegion
+	(*CreateKeyRequest)(nil),           // 22: kekd.v1.CreateKeyRequest
+	(*ListKeysRequest)(nil),            // 23: kekd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 24: kekd.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 25: kekd.v1.GetKeyRequest
+	(*RotateKeyRequest)(nil),           // 26: kekd.v1.RotateKeyRequest
+	(*SetKeyRequest)(nil),              // 27: kekd.v1.SetKeyRequest
+	(*SetKeyVersionStateRequest)(nil),  // 28: kekd.v1.SetKeyVersionStateRequest
+	(*Service)(nil),                    // 29: kekd.v1.Service
+	(*CreateServiceRequest)(nil),       // 30: kekd.v1.CreateServiceRequest
+	(*ListServicesRequest)(nil),        // 31: kekd.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),       // 32: kekd.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),       // 33: kekd.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),      // 34: kekd.v1.DeleteServiceResponse
+	(*RequiredContext)(nil),            // 35: kekd.v1.RequiredContext
+	(*Rule)(nil),                       // 36: kekd.v1.Rule
+	(*AllowPolicyRequest)(nil),         // 37: kekd.v1.AllowPolicyRequest
+	(*RevokePolicyRequest)(nil),        // 38: kekd.v1.RevokePolicyRequest
+	(*RevokePolicyResponse)(nil),       // 39: kekd.v1.RevokePolicyResponse
+	(*ListPoliciesRequest)(nil),        // 40: kekd.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),       // 41: kekd.v1.ListPoliciesResponse
+	(*ExplainPolicyRequest)(nil),       // 42: kekd.v1.ExplainPolicyRequest
+	(*ExplainPolicyResponse)(nil),      // 43: kekd.v1.ExplainPolicyResponse
+	(*TailAuditRequest)(nil),           // 44: kekd.v1.TailAuditRequest
+	(*AuditRecord)(nil),                // 45: kekd.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),         // 46: kekd.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 47: kekd.v1.VerifyAuditResponse
+	(*AuditChain)(nil),                 // 48: kekd.v1.AuditChain
+	(*AuditFault)(nil),                 // 49: kekd.v1.AuditFault
+	(*InviteNodeRequest)(nil),          // 50: kekd.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),         // 51: kekd.v1.InviteNodeResponse
+	(*Node)(nil),                       // 52: kekd.v1.Node
+	(*ListNodesRequest)(nil),           // 53: kekd.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),          // 54: kekd.v1.ListNodesResponse
+	(*RemoveNodeRequest)(nil),          // 55: kekd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),         // 56: kekd.v1.RemoveNodeResponse
+	(*PromoteNodeRequest)(nil),         // 57: kekd.v1.PromoteNodeRequest
+	(*DemoteNodeRequest)(nil),          // 58: kekd.v1.DemoteNodeRequest
+	(*TransferLeadershipRequest)(nil),  // 59: kekd.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 60: kekd.v1.TransferLeadershipResponse
+	(*SaveSnapshotRequest)(nil),        // 61: kekd.v1.SaveSnapshotRequest
+	(*SnapshotChunk)(nil),              // 62: kekd.v1.SnapshotChunk
+	(*RestoreSnapshotRequest)(nil),     // 63: kekd.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 64: kekd.v1.RestoreSnapshotResponse
+	(*RestoreChange)(nil),              // 65: kekd.v1.RestoreChange
+	(*ListOrphansRequest)(nil),         // 66: kekd.v1.ListOrphansRequest
+	(*ListOrphansResponse)(nil),        // 67: kekd.v1.ListOrphansResponse
+	(*Orphan)(nil),                     // 68: kekd.v1.Orphan
+	(*SweepOrphansRequest)(nil),        // 69: kekd.v1.SweepOrphansRequest
+	(*SweepOrphansResponse)(nil),       // 70: kekd.v1.SweepOrphansResponse
+	(*ContextEntry)(nil),               // 71: kekd.v1.ContextEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	2,  // 0: kekd.v1.Status.hsm:type_name -> kekd.v1.HSMStatus
 	5,  // 1: kekd.v1.DoctorResponse.checks:type_name -> kekd.v1.Check
-	7,  // 2: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
-	7,  // 3: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
-	6,  // 4: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
-	8,  // 5: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
-	18, // 6: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
-	20, // 7: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
-	21, // 8: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
-	19, // 9: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
-	29, // 10: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
-	35, // 11: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
-	7,  // 12: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
-	36, // 13: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
-	36, // 14: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
-	50, // 15: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
-	36, // 16: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
-	48, // 17: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
-	49, // 18: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
-	0,  // 19: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
-	3,  // 20: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
-	9,  // 21: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
-	10, // 22: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
-	12, // 23: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
-	13, // 24: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
-	14, // 25: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
-	15, // 26: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
-	16, // 27: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
-	22, // 28: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
-	23, // 29: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
-	25, // 30: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
-	26, // 31: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
-	27, // 32: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
-	28, // 33: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
-	30, // 34: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
-	31, // 35: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
-	33, // 36: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
-	37, // 37: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
-	38, // 38: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
-	40, // 39: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
-	42, // 40: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
-	44, // 41: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
-	46, // 42: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
-	1,  // 43: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
-	4,  // 44: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
-	6,  // 45: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
-	11, // 46: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
-	6,  // 47: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
-	6,  // 48: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
-	6,  // 49: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
-	6,  // 50: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
-	17, // 51: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
-	19, // 52: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
-	24, // 53: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
-	19, // 54: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
-	19, // 55: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
-	19, // 56: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
-	19, // 57: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
-	29, // 58: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
-	32, // 59: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
-	34, // 60: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
-	36, // 61: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
-	39, // 62: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
-	41, // 63: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
-	43, // 64: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
-	45, // 65: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
-	47, // 66: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
-	43, // [43:67] is the sub-list for method output_type
-	19, // [19:43] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	68, // 2: kekd.v1.DoctorResponse.orphans:type_name -> kekd.v1.Orphan
+	7,  // 3: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
+	7,  // 4: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
+	6,  // 5: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
+	8,  // 6: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
+	18, // 7: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
+	20, // 8: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
+	21, // 9: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
+	19, // 10: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
+	29, // 11: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
+	35, // 12: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
+	7,  // 13: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
+	36, // 14: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
+	36, // 15: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
+	71, // 16: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
+	36, // 17: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
+	48, // 18: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
+	49, // 19: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
+	52, // 20: kekd.v1.ListNodesResponse.nodes:type_name -> kekd.v1.Node
+	65, // 21: kekd.v1.RestoreSnapshotResponse.tightened:type_name -> kekd.v1.RestoreChange
+	65, // 22: kekd.v1.RestoreSnapshotResponse.refused:type_name -> kekd.v1.RestoreChange
+	68, // 23: kekd.v1.ListOrphansResponse.orphans:type_name -> kekd.v1.Orphan
+	68, // 24: kekd.v1.SweepOrphansResponse.destroyed:type_name -> kekd.v1.Orphan
+	0,  // 25: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
+	3,  // 26: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
+	9,  // 27: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
+	10, // 28: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
+	12, // 29: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
+	13, // 30: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
+	14, // 31: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
+	15, // 32: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
+	16, // 33: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
+	22, // 34: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
+	23, // 35: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
+	25, // 36: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
+	26, // 37: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
+	27, // 38: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
+	28, // 39: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
+	30, // 40: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
+	31, // 41: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
+	33, // 42: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
+	37, // 43: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
+	38, // 44: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
+	40, // 45: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
+	42, // 46: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
+	44, // 47: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
+	46, // 48: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
+	50, // 49: kekd.v1.AdminService.InviteNode:input_type -> kekd.v1.InviteNodeRequest
+	53, // 50: kekd.v1.AdminService.ListNodes:input_type -> kekd.v1.ListNodesRequest
+	55, // 51: kekd.v1.AdminService.RemoveNode:input_type -> kekd.v1.RemoveNodeRequest
+	57, // 52: kekd.v1.AdminService.PromoteNode:input_type -> kekd.v1.PromoteNodeRequest
+	58, // 53: kekd.v1.AdminService.DemoteNode:input_type -> kekd.v1.DemoteNodeRequest
+	59, // 54: kekd.v1.AdminService.TransferLeadership:input_type -> kekd.v1.TransferLeadershipRequest
+	61, // 55: kekd.v1.AdminService.SaveSnapshot:input_type -> kekd.v1.SaveSnapshotRequest
+	63, // 56: kekd.v1.AdminService.RestoreSnapshot:input_type -> kekd.v1.RestoreSnapshotRequest
+	66, // 57: kekd.v1.AdminService.ListOrphans:input_type -> kekd.v1.ListOrphansRequest
+	69, // 58: kekd.v1.AdminService.SweepOrphans:input_type -> kekd.v1.SweepOrphansRequest
+	1,  // 59: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
+	4,  // 60: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
+	6,  // 61: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
+	11, // 62: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
+	6,  // 63: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
+	6,  // 64: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
+	6,  // 65: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
+	6,  // 66: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
+	17, // 67: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
+	19, // 68: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
+	24, // 69: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
+	19, // 70: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
+	19, // 71: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
+	19, // 72: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
+	19, // 73: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
+	29, // 74: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
+	32, // 75: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
+	34, // 76: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
+	36, // 77: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
+	39, // 78: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
+	41, // 79: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
+	43, // 80: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
+	45, // 81: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
+	47, // 82: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
+	51, // 83: kekd.v1.AdminService.InviteNode:output_type -> kekd.v1.InviteNodeResponse
+	54, // 84: kekd.v1.AdminService.ListNodes:output_type -> kekd.v1.ListNodesResponse
+	56, // 85: kekd.v1.AdminService.RemoveNode:output_type -> kekd.v1.RemoveNodeResponse
+	52, // 86: kekd.v1.AdminService.PromoteNode:output_type -> kekd.v1.Node
+	52, // 87: kekd.v1.AdminService.DemoteNode:output_type -> kekd.v1.Node
+	60, // 88: kekd.v1.AdminService.TransferLeadership:output_type -> kekd.v1.TransferLeadershipResponse
+	62, // 89: kekd.v1.AdminService.SaveSnapshot:output_type -> kekd.v1.SnapshotChunk
+	64, // 90: kekd.v1.AdminService.RestoreSnapshot:output_type -> kekd.v1.RestoreSnapshotResponse
+	67, // 91: kekd.v1.AdminService.ListOrphans:output_type -> kekd.v1.ListOrphansResponse
+	70, // 92: kekd.v1.AdminService.SweepOrphans:output_type -> kekd.v1.SweepOrphansResponse
+	59, // [59:93] is the sub-list for method output_type
+	25, // [25:59] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -3543,13 +4899,14 @@ func file_admin_proto_init() {
 	file_admin_proto_msgTypes[29].OneofWrappers = []any{}
 	file_admin_proto_msgTypes[30].OneofWrappers = []any{}
 	file_admin_proto_msgTypes[35].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[52].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
