@@ -20,12 +20,17 @@ type config struct {
 	DataDir    string `toml:"data_dir"`
 	LockMemory bool   `toml:"lock_memory"`
 
-	Node        nodeConfig   `toml:"node"`
-	HSM         hsmConfig    `toml:"hsm"`
-	Socket      socketConfig `toml:"socket"`
-	AdminSocket socketConfig `toml:"admin_socket"`
-	Log         logConfig    `toml:"log"`
+	Node        nodeConfig     `toml:"node"`
+	Peers       *peersConfig   `toml:"peers"`         // nil: a cluster of one, without a port
+	HSM         hsmConfig      `toml:"hsm,omitempty"` // zero where there is a Witness
+	Witness     *witnessConfig `toml:"witness"`       // nil: the node has a token
+	Socket      socketConfig   `toml:"socket"`
+	AdminSocket socketConfig   `toml:"admin_socket"`
+	Log         logConfig      `toml:"log"`
 }
+
+// hasToken tells whether the node has an HSM: all have but a witness.
+func (c *config) hasToken() bool { return c.Witness == nil }
 
 type nodeConfig struct {
 	Name   string `toml:"name"`
@@ -103,6 +108,12 @@ func loadConfig(path string) (config, error) {
 		}
 		return c, fmt.Errorf("configuration %s: unknown: %s", path, strings.Join(names, ", "))
 	}
+	if c.Witness != nil {
+		if meta.IsDefined("hsm") {
+			return c, fmt.Errorf("configuration %s: [witness] is for a node without an HSM: leave [hsm] out, or [witness]", path)
+		}
+		c.HSM = hsmConfig{}
+	}
 	if err := c.check(); err != nil {
 		return c, fmt.Errorf("configuration %s: %w", path, err)
 	}
@@ -127,14 +138,11 @@ func (c *config) check() error {
 		}
 	}
 	for _, p := range []struct{ what, path string }{
-		{"data_dir", c.DataDir}, {"hsm.module", c.HSM.Module}, {"socket.path", c.Socket.Path}, {"admin_socket.path", c.AdminSocket.Path},
+		{"data_dir", c.DataDir}, {"socket.path", c.Socket.Path}, {"admin_socket.path", c.AdminSocket.Path},
 	} {
-		if !filepath.IsAbs(p.path) {
-			return fmt.Errorf("%s: %q is not an absolute path", p.what, p.path)
+		if err := mustBeAbsolute(p.what, p.path); err != nil {
+			return err
 		}
-	}
-	if c.HSM.SoftHSM != "" && !filepath.IsAbs(c.HSM.SoftHSM) {
-		return fmt.Errorf("hsm.softhsm: %q is not an absolute path", c.HSM.SoftHSM)
 	}
 	for _, s := range []socketConfig{c.Socket, c.AdminSocket} {
 		if _, err := groupID(s.Group); err != nil {
@@ -147,23 +155,54 @@ func (c *config) check() error {
 	if c.Socket.Path == c.AdminSocket.Path {
 		return fmt.Errorf("socket and admin_socket have the same path %s", c.Socket.Path)
 	}
-	if c.HSM.Token == "" {
-		return fmt.Errorf("hsm.token: give the token's RFC 7512 URI, such as \"pkcs11:token=kekd?pin-source=file:/etc/kekd/pin\"")
+	if c.Peers != nil {
+		if err := c.Peers.check(); err != nil {
+			return err
+		}
 	}
-	if c.HSM.Sessions < 0 || c.HSM.Sessions > 1024 {
-		return fmt.Errorf("hsm.sessions: %d is not between 0 and 1024", c.HSM.Sessions)
-	}
-	if c.HSM.Workers < 0 || c.HSM.Workers > 64 {
-		return fmt.Errorf("hsm.workers: %d is not between 0 and 64", c.HSM.Workers)
-	}
-	if c.HSM.MaxCopies < 0 {
-		return fmt.Errorf("hsm.max_copies: %d is negative", c.HSM.MaxCopies)
-	}
-	if c.HSM.MaxObjects != 0 && (c.HSM.MaxObjects < minObjects || c.HSM.MaxObjects > maxObjects) {
-		return fmt.Errorf("hsm.max_objects: %d is not 0, and not between %d and %d", c.HSM.MaxObjects, minObjects, maxObjects)
+	if c.hasToken() {
+		if err := c.HSM.check(); err != nil {
+			return err
+		}
+	} else if err := c.checkWitness(); err != nil {
+		return err
 	}
 	if _, err := newLogger(os.Stderr, c.Log); err != nil {
 		return err
+	}
+	return nil
+}
+
+func (c *hsmConfig) check() error {
+	if err := mustBeAbsolute("hsm.module", c.Module); err != nil {
+		return err
+	}
+	if c.SoftHSM != "" {
+		if err := mustBeAbsolute("hsm.softhsm", c.SoftHSM); err != nil {
+			return err
+		}
+	}
+	if c.Token == "" {
+		return fmt.Errorf("hsm.token: give the token's RFC 7512 URI, such as \"pkcs11:token=kekd?pin-source=file:/etc/kekd/pin\"")
+	}
+	if c.Sessions < 0 || c.Sessions > 1024 {
+		return fmt.Errorf("hsm.sessions: %d is not between 0 and 1024", c.Sessions)
+	}
+	if c.Workers < 0 || c.Workers > 64 {
+		return fmt.Errorf("hsm.workers: %d is not between 0 and 64", c.Workers)
+	}
+	if c.MaxCopies < 0 {
+		return fmt.Errorf("hsm.max_copies: %d is negative", c.MaxCopies)
+	}
+	if c.MaxObjects != 0 && (c.MaxObjects < minObjects || c.MaxObjects > maxObjects) {
+		return fmt.Errorf("hsm.max_objects: %d is not 0, and not between %d and %d", c.MaxObjects, minObjects, maxObjects)
+	}
+	return nil
+}
+
+func mustBeAbsolute(what, path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%s: %q is not an absolute path", what, path)
 	}
 	return nil
 }

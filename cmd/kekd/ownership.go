@@ -129,41 +129,68 @@ func (c config) mustBeOurs(configPath, within string) error {
 	if err != nil {
 		return err
 	}
-	uri, err := pkcs11.ParseURI(c.HSM.Token)
-	if err != nil {
-		return err
-	}
 	if err := mustBeOurs(configPath, within); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	for _, dir := range []string{c.DataDir, c.HSM.SoftHSM} {
-		if dir == "" {
-			continue
-		}
-		if err := mustBeOurOwn(dir, within); err != nil {
+	own, paths := []string{c.DataDir}, []string{}
+	files := []string{c.Socket.Path, c.AdminSocket.Path} // whose own mode is another matter
+	if p := c.Peers; p != nil {
+		paths = append(paths, p.Certificate, p.Key, p.CA)
+	}
+	if c.hasToken() {
+		uri, err := pkcs11.ParseURI(c.HSM.Token)
+		if err != nil {
 			return err
 		}
-	}
-	module := c.HSM.Module
-	if uri.ModulePath != "" { // it is the one that is loaded
-		module = uri.ModulePath
-	}
-	if !filepath.IsAbs(module) {
-		return fmt.Errorf("hsm.token: module-path %q is not an absolute path", module)
-	}
-	paths := []string{module}
-	files := []string{c.Socket.Path, c.AdminSocket.Path} // whose own mode is another matter
-	if pin, err := pkcs11.PINPath(uri.PINSource); err == nil {
-		files = append(files, pin)
+		if c.HSM.SoftHSM != "" {
+			own = append(own, c.HSM.SoftHSM)
+		}
+		module := c.HSM.Module
+		if uri.ModulePath != "" { // it is the one that is loaded
+			module = uri.ModulePath
+		}
+		if !filepath.IsAbs(module) {
+			return fmt.Errorf("hsm.token: module-path %q is not an absolute path", module)
+		}
+		paths = append(paths, module)
+		if pin, err := pkcs11.PINPath(uri.PINSource); err == nil {
+			files = append(files, pin)
+		}
+	} else {
+		own = append(own, c.Witness.Dir)
 	}
 	for _, file := range files {
 		dir, _ := filepath.Split(file)
 		paths = append(paths, dir)
 	}
+	for _, dir := range own {
+		if err := mustBeOurOwn(dir, within); err != nil {
+			return err
+		}
+	}
 	for _, path := range paths {
 		if err := mustBeOurs(path, within); err != nil {
 			return err
 		}
+	}
+	if c.Peers != nil {
+		return mustBeClosed(c.Peers.Key)
+	}
+	return nil
+}
+
+// mustBeClosed refuses a private key that everybody on this machine can read. One that is not there is
+// for its reader to name.
+func mustBeClosed(path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
+		return fmt.Errorf("everybody on this machine may read the private key %s (mode %04o): run chmod 0640 or 0600 on it, and have a new one certified", path, mode)
 	}
 	return nil
 }
