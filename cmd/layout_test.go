@@ -31,9 +31,12 @@ var mayImport = map[string][]string{
 	"hsm/worker":   {"hsm"},
 	"hsm/hsmtest":  {"hsm", "hsm/pkcs11"},
 
-	"cluster/lease": {},
-	"cluster/view":  {"cluster/lease", "hierarchy/state"},
-	"cluster":       {"cluster/lease", "hierarchy/state", "hierarchy/commandpb"},
+	"cluster/lease":      {},
+	"cluster/view":       {"cluster/lease", "hierarchy/state"},
+	"cluster/peerpb":     {},
+	"cluster/peer":       {"cluster/peerpb"},
+	"cluster/peer/devca": {},
+	"cluster":            {"cluster/lease", "cluster/peer", "cluster/peerpb", "hierarchy/state", "hierarchy/commandpb"},
 
 	"unix-socket-api/kekdv1":  {},
 	"unix-socket-api/vtcodec": {},
