@@ -38,6 +38,7 @@ func NewAdminServer(a Admin) (*Server, error) {
 	svc := &adminService{Server: s, Admin: a}
 	s.authorise = svc.authoriseCall
 	kekdv1.RegisterAdminServiceServer(s.grpc, svc)
+	s.http = svc.httpServer()
 	return s, nil
 }
 

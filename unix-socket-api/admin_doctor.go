@@ -15,5 +15,12 @@ type Doctor interface {
 func (a *adminService) Doctor(ctx context.Context, _ *kekdv1.DoctorRequest) (*kekdv1.DoctorResponse, error) {
 	ctx, cancel := early(ctx)
 	defer cancel()
-	return &kekdv1.DoctorResponse{Checks: a.Admin.Doctor.Doctor(ctx)}, nil
+	m := &kekdv1.DoctorResponse{Checks: a.Admin.Doctor.Doctor(ctx)}
+	if a.Orphans != nil {
+		// That the token cannot be listed is what a check says.
+		if list, err := a.Orphans.Orphans(ctx); err == nil {
+			m.Orphans = orphanMessages(list)
+		}
+	}
+	return m, nil
 }

@@ -174,11 +174,19 @@ func newNode(t testing.TB) *node {
 // adminOf serves a node, and is its client as root.
 func adminOf(t testing.TB, n *node, admins socketapi.Admins) (kekdv1.AdminServiceClient, *grpc.ClientConn, *running) {
 	t.Helper()
+	return adminWith(t, n, func(a *socketapi.Admin) { a.Admins = admins })
+}
+
+// adminWith serves a node that has more, or less, than others.
+func adminWith(t testing.TB, n *node, change func(*socketapi.Admin)) (kekdv1.AdminServiceClient, *grpc.ClientConn, *running) {
+	t.Helper()
 	log := new(logs)
-	s, err := socketapi.NewAdminServer(socketapi.Admin{
-		Self: hierarchy.NodeID{ID: testNode}, Hierarchy: n, Minting: n, Audit: n, Node: n,
-		Admins: admins, Limits: socketapi.DefaultAdminLimits(), Log: slog.New(slog.NewTextHandler(log, nil)),
-	})
+	a := socketapi.Admin{
+		Self: hierarchy.NodeID{ID: testNode}, Hierarchy: n, Minting: n, Audit: n, Node: n, Admins: socketapi.Admins{GID: -1},
+		Limits: socketapi.DefaultAdminLimits(), Log: slog.New(slog.NewTextHandler(log, nil)),
+	}
+	change(&a)
+	s, err := socketapi.NewAdminServer(a)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func (a *adminService) CreateKey(ctx context.Context, m *kekdv1.CreateKeyRequest
 			return nil, err
 		}
 		if _, there := s.KeyByName(t.ID, name.Key); !there { // else that is what it is refused for
-			if err := room.take(a.Room, s, m.IdempotencyId, func(r Room) (func(), error) { return r.ForKey(t.ID) }); err != nil {
+			if err := room.take(a.roomFor(t), s, m.IdempotencyId, func(r Room) (func(), error) { return r.ForKey(t.ID) }); err != nil {
 				return nil, err
 			}
 		}
@@ -53,7 +53,11 @@ func (a *adminService) RotateKey(ctx context.Context, m *kekdv1.RotateKeyRequest
 		if err != nil {
 			return nil, err
 		}
-		if err := room.take(a.Room, s, m.IdempotencyId, func(r Room) (func(), error) { return r.ForVersion(k.Tenant) }); err != nil {
+		t, err := tenantByName(s, name.Tenant)
+		if err != nil {
+			return nil, err
+		}
+		if err := room.take(a.roomFor(t), s, m.IdempotencyId, func(r Room) (func(), error) { return r.ForVersion(k.Tenant) }); err != nil {
 			return nil, err
 		}
 		return &commandpb.Command{Body: &commandpb.Command_RotateKey{RotateKey: &commandpb.RotateKey{
@@ -113,7 +117,7 @@ var versionActions = map[string]commandpb.VersionAction{
 	"compromise": commandpb.VersionAction_VERSION_ACTION_COMPROMISE,
 }
 
-// SetKeyVersionState, when it resumes, returns when this node can use the version.
+// SetKeyVersionState, when it resumes, returns when this node can use the version, if it is to.
 func (a *adminService) SetKeyVersionState(ctx context.Context, m *kekdv1.SetKeyVersionStateRequest) (*kekdv1.Key, error) {
 	name, err := hierarchy.ParseVersionName(m.KeyVersion)
 	if err != nil {

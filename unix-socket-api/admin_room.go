@@ -1,6 +1,8 @@
 package socketapi
 
 import (
+	"slices"
+
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/state"
 )
@@ -15,6 +17,15 @@ type Room interface {
 	// Objects is how many objects of the token are a tenant's, and how many more it may still be
 	// given: those that are left are left for all tenants together.
 	Objects(s *state.State, tenant hierarchy.TenantID) (used, left uint64)
+}
+
+// roomFor is that of this node's token, if a tenant's keys are made in it; else nil: what room the tokens of
+// other regions have is not known here.
+func (a *adminService) roomFor(t *state.Tenant) Room {
+	if region, ok := a.region(); !ok || !slices.Contains(t.Placement, region) {
+		return nil
+	}
+	return a.Room
 }
 
 // hold is room that one call has asked for.

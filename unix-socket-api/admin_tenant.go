@@ -32,7 +32,7 @@ func (a *adminService) DisableTenant(ctx context.Context, m *kekdv1.DisableTenan
 	return a.answerTenant(done.state, m.Name, done.index, err)
 }
 
-// EnableTenant returns when this node can use what the tenant has.
+// EnableTenant returns when this node can use what the tenant has in its region.
 func (a *adminService) EnableTenant(ctx context.Context, m *kekdv1.EnableTenantRequest) (*kekdv1.Tenant, error) {
 	done, err := a.setTenantState(ctx, m.IdempotencyId, "tenant-enable", m.Name, m.Reason, commandpb.TenantState_TENANT_STATE_ENABLED)
 	if err != nil {

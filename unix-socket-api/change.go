@@ -2,7 +2,6 @@ package socketapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -28,16 +27,36 @@ const recordTimeout = 10 * time.Second
 //
 // Errors carry the idempotency ID.
 func (a *adminService) change(ctx context.Context, idempotencyID []byte, r AdminRecord, build func(*state.State) (*commandpb.Command, error)) (committed, error) {
-	c, err := connOf(ctx)
-	if err != nil {
-		return committed{}, err
-	}
 	id, err := commandID(idempotencyID)
 	if err != nil {
 		return committed{}, err
 	}
+	done := committed{id: id}
+	err = a.recorded(ctx, id, r, func(who hierarchy.Principal, r *AdminRecord) (string, error) {
+		result, err := a.propose(ctx, who, id, build)
+		done.index, done.replayed = result.Index, result.Replayed
+		if result.Replayed {
+			r.Detail = strings.TrimPrefix(fmt.Sprintf("%s; done before, at index %d", r.Detail, result.Index), "; ")
+		}
+		return fmt.Sprintf("it took effect, at index %d", result.Index), err
+	})
+	if err != nil {
+		return committed{}, err
+	}
+	done.state = a.Hierarchy.State()
+	return done, nil
+}
+
+// recorded does something between its two records. What do returns without an error is what has
+// happened, in case that this cannot be recorded; it may add to the record. The ID is that of a
+// command; zero: there is none.
+func (a *adminService) recorded(ctx context.Context, id hierarchy.CommandID, r AdminRecord, do func(who hierarchy.Principal, r *AdminRecord) (happened string, err error)) error {
+	c, err := connOf(ctx)
+	if err != nil {
+		return err
+	}
 	if len(r.Reason) > custody.MaxReason || !utf8.ValidString(r.Reason) {
-		return committed{}, fmt.Errorf("%w: the reason has to be UTF-8 of at most %d bytes", hierarchy.ErrInvalidArgument, custody.MaxReason)
+		return fmt.Errorf("%w: the reason has to be UTF-8 of at most %d bytes", hierarchy.ErrInvalidArgument, custody.MaxReason)
 	}
 	r.Caller, r.Command, r.Outcome = c.principal, id, AdminRequested
 	if t, ok := a.Hierarchy.State().TenantByName(r.TenantName); ok {
@@ -45,15 +64,10 @@ func (a *adminService) change(ctx context.Context, idempotencyID []byte, r Admin
 	}
 	sequence, err := a.Audit.Append(ctx, r)
 	if err != nil {
-		return committed{}, a.named(r, id, fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err))
+		return a.named(r, id, fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err))
 	}
 
-	result, err := a.propose(ctx, c.principal, id, build)
-	index := result.Index
-	if result.Replayed {
-		r.Detail = strings.TrimPrefix(fmt.Sprintf("%s; done before, at index %d", r.Detail, index), "; ")
-	}
-
+	happened, err := do(c.principal, &r)
 	r.Of, r.Outcome = sequence, AdminOK
 	if err != nil {
 		r.Outcome, r.Code = AdminFailed, apierr.From(err).Code
@@ -62,21 +76,22 @@ func (a *adminService) change(ctx context.Context, idempotencyID []byte, r Admin
 	recording, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
 	if _, recordErr := a.Audit.Append(recording, r); recordErr != nil && err == nil {
-		a.Log.Error("the outcome of a change is not in the audit journal", "kind", r.Kind, "index", index, "error", recordErr)
-		err = apierr.WithHint(fmt.Errorf("%w: it took effect, at index %d, and the audit journal has the request, but not the outcome", hierarchy.ErrOutcomeUnknown, index),
+		a.Log.Error("the outcome of a change is not in the audit journal", "kind", r.Kind, "outcome", happened, "error", recordErr)
+		err = apierr.WithHint(fmt.Errorf("%w: %s, and the audit journal has the request, but not the outcome", hierarchy.ErrOutcomeUnknown, happened),
 			"see that the journal's disk is writable and has room")
 	}
 	if err != nil {
-		return committed{}, a.named(r, id, err)
+		return a.named(r, id, err)
 	}
-	return committed{a.Hierarchy.State(), index, id}, nil
+	return nil
 }
 
 // committed is a change that took effect.
 type committed struct {
-	state *state.State // has the command in it
-	index uint64
-	id    hierarchy.CommandID
+	state    *state.State // has the command in it
+	index    uint64
+	id       hierarchy.CommandID
+	replayed bool // by an earlier call under the same ID
 }
 
 func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id hierarchy.CommandID, build func(*state.State) (*commandpb.Command, error)) (state.Result, error) {
@@ -84,8 +99,7 @@ func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id 
 	if err != nil {
 		return state.Result{}, err
 	}
-	cmd.Format, cmd.Id = state.Format, id.ID[:]
-	cmd.Actor = &commandpb.Actor{NodeId: a.Self.ID[:], Uid: who.UID, Gid: who.GID, Pid: who.PID}
+	a.address(cmd, who, id)
 	result, err := a.Hierarchy.Propose(ctx, cmd)
 	if err == nil {
 		err = result.Err
@@ -95,6 +109,12 @@ func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id 
 			"an idempotency ID is for trying one and the same change again: give none, or a new one, to do it anew")
 	}
 	return result, err
+}
+
+// address fills in under which ID a command is proposed, and for whom.
+func (a *adminService) address(cmd *commandpb.Command, who hierarchy.Principal, id hierarchy.CommandID) {
+	cmd.Format, cmd.Id = state.Format, id.ID[:]
+	cmd.Actor = &commandpb.Actor{NodeId: a.Self.ID[:], Uid: who.UID, Gid: who.GID, Pid: who.PID}
 }
 
 // named gives an error its form for the caller, with the command's ID in it.
@@ -113,39 +133,6 @@ func commandID(b []byte) (hierarchy.CommandID, error) {
 		return hierarchy.CommandID{}, fmt.Errorf("idempotency ID: %w", err)
 	}
 	return hierarchy.CommandID{ID: id}, nil
-}
-
-// waitServable waits for a change to be of use on this node. Its error says that the change
-// itself stands, and so is [hierarchy.ErrOutcomeUnknown] also where the key is lost: a refusal would
-// say that nothing was done.
-func (a *adminService) waitServable(ctx context.Context, c committed, name hierarchy.KeyName, key *state.Key, versions ...uint32) error {
-	ctx, cancel := early(ctx)
-	defer cancel()
-	for _, v := range versions {
-		err := a.Minting.WaitServable(ctx, key.Tenant, key.ID, v)
-		if err == nil {
-			continue
-		}
-		version := hierarchy.VersionName{KeyName: name, Version: v}
-		yet, hint := " yet", fmt.Sprintf("it goes on by itself; `kekctl key show %s` shows what is lacking", name)
-		if _, lost := errors.AsType[*hierarchy.KeyLost](err); lost {
-			yet, hint = "", fmt.Sprintf("it does not come back by itself: put the token back from a backup that has the key; where there is none, what was sealed under %s stays closed, and `kekctl key rotate %s` makes a version that works; `kekctl status` names every key that is lost", version, name)
-		}
-		e := apierr.From(apierr.WithHint(
-			fmt.Errorf("%w: it took effect, at index %d, but this node cannot serve %s%s: %w", hierarchy.ErrOutcomeUnknown, c.index, version, yet, err), hint))
-		e.IdempotencyID = c.id
-		return e
-	}
-	return nil
-}
-
-// early ends a little before the call does, so that the caller still hears what is lacking.
-func early(ctx context.Context) (context.Context, context.CancelFunc) {
-	d, ok := ctx.Deadline()
-	if !ok {
-		return context.WithCancel(ctx)
-	}
-	return context.WithDeadline(ctx, d.Add(-min(time.Second, time.Until(d)/10)))
 }
 
 func tenantByName(s *state.State, name string) (*state.Tenant, error) {

@@ -94,6 +94,7 @@ type conn struct {
 	account   *account
 	stranger  bool          // as it was admitted
 	wait      time.Duration // before anything is read
+	peeked    []byte        // read to see what it speaks, and to be read again
 	close     sync.Once
 	gone      chan struct{} // closed by Close
 	owing     sync.Mutex    // to count bytes twice as one
@@ -188,6 +189,15 @@ func (c *conn) Close() error {
 		c.account.conns--
 	})
 	return c.UnixConn.Close()
+}
+
+// pause lets who connects too often wait, once.
+func (c *conn) pause() {
+	select {
+	case <-time.After(c.wait):
+	case <-c.gone:
+	}
+	c.wait = 0
 }
 
 // enter opens a call, before anything of it is read; leave closes it.

@@ -38,5 +38,10 @@ func (c *conn) Read(b []byte) (int, error) {
 			return c.UnixConn.Read(b)
 		}
 	}
+	if len(c.peeked) > 0 {
+		n := copy(b, c.peeked)
+		c.peeked = c.peeked[n:]
+		return n, nil
+	}
 	return c.UnixConn.Read(b)
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"time"
 	"unsafe"
 
 	"github.com/kekd/kekd/hierarchy"
@@ -96,7 +95,7 @@ func (peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthIn
 	if !ok {
 		return nil, nil, fmt.Errorf("connection of type %T has no peer credentials", c)
 	}
-	time.Sleep(pc.wait)
+	pc.pause()
 	return pc, peerInfo{pc}, nil
 }
 

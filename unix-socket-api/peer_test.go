@@ -37,6 +37,8 @@ func child(call string) int {
 		if c, _, err = client.DialAdmin(path); err == nil {
 			_, err = c.GetStatus(ctx, &kekdv1.GetStatusRequest{})
 		}
+	case "metrics":
+		_, err = client.Metrics(ctx, path)
 	case "tail":
 		var c kekdv1.AdminServiceClient
 		if c, _, err = client.DialAdmin(path); err == nil {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/kekd/kekd/unix-socket-api/apierr"
@@ -24,6 +26,7 @@ import (
 // Server serves one socket. It starts as NOT_SERVING in gRPC's health service.
 type Server struct {
 	grpc   *grpc.Server
+	http   *http.Server // what speaks HTTP/1.1 on the same socket; nil: nothing does
 	gate   *gate
 	health *health.Server
 	log    *slog.Logger
@@ -74,7 +77,13 @@ func newServer(l Limits, log *slog.Logger) (*Server, error) {
 // Serve takes connections from a Unix socket until [Server.Shutdown], and is nil then.
 func (s *Server) Serve(l net.Listener) error {
 	reflection.Register(s.grpc)
-	err := s.grpc.Serve(&guarded{Listener: l, gate: s.gate, log: s.log})
+	l = &guarded{Listener: l, gate: s.gate, log: s.log}
+	if s.http != nil {
+		split := newSplit(l, s.gate.limits.HandshakeTimeout)
+		go s.http.Serve(split.http1) // until the listener is closed
+		l = split.http2
+	}
+	err := s.grpc.Serve(l)
 	if s.stopping.Err() != nil || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}
@@ -99,8 +108,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()            // streams answer what they have, and end
 	done := make(chan struct{})
 	go func() {
+		defer close(done)
+		var both sync.WaitGroup
+		if s.http != nil {
+			both.Go(func() { s.http.Shutdown(ctx) })
+		}
 		s.grpc.GracefulStop() // no new calls; waits for those that run, also after a Stop
-		close(done)
+		both.Wait()
 	}()
 	patience, cancel := ctx, context.CancelFunc(func() {})
 	if end, ok := ctx.Deadline(); ok {
@@ -112,6 +126,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-patience.Done():
 		go s.grpc.Stop() // cancels them
+		if s.http != nil {
+			s.http.Close()
+		}
 	}
 	select {
 	case <-done:

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +8,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -40,21 +41,43 @@ func DialKeys(sockets ...string) (kekdv1.KeyServiceClient, io.Closer, error) {
 	return kekdv1.NewKeyServiceClient(conn), conn, nil
 }
 
-// DialAdmin is the generated client of admin.sock. An empty path stands for
-// $KEKD_ADMIN_SOCKET, or else [DefaultAdminSocket].
-func DialAdmin(path string) (kekdv1.AdminServiceClient, io.Closer, error) {
-	conn, err := dial([]string{cmp.Or(path, os.Getenv("KEKD_ADMIN_SOCKET"), DefaultAdminSocket)})
+// DialAdmin is the generated client of admin.sock. Without a socket it takes $KEKD_ADMIN_SOCKET, or
+// else [DefaultAdminSocket].
+func DialAdmin(sockets ...string) (kekdv1.AdminServiceClient, io.Closer, error) {
+	conn, err := dial(adminSockets(sockets))
 	if err != nil {
 		return nil, nil, err
 	}
 	return kekdv1.NewAdminServiceClient(conn), conn, nil
 }
 
-func keySockets(sockets []string) []string {
-	if len(sockets) == 0 {
-		return []string{cmp.Or(os.Getenv("KEKD_SOCKET"), DefaultSocket)}
+func keySockets(sockets []string) []string { return paths(sockets, "KEKD_SOCKET", DefaultSocket) }
+
+func adminSockets(sockets []string) []string {
+	return paths(sockets, "KEKD_ADMIN_SOCKET", DefaultAdminSocket)
+}
+
+// paths are those that were given, each alone or in a list with commas; without any, those of the
+// environment, or else the usual one.
+func paths(sockets []string, env, usual string) []string {
+	if list := split(sockets...); len(list) > 0 {
+		return list
 	}
-	return sockets
+	if list := split(os.Getenv(env)); len(list) > 0 {
+		return list
+	}
+	return []string{usual}
+}
+
+func split(lists ...string) (paths []string) {
+	for _, list := range lists {
+		for path := range strings.SplitSeq(list, ",") {
+			if path = strings.TrimSpace(path); path != "" && !slices.Contains(paths, path) {
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths
 }
 
 const (
