@@ -67,6 +67,78 @@ func TestDevKeepsDeadNodesInTheList(t *testing.T) {
 	}
 }
 
+// A node that has ended, or one that runs, is started again when somebody says so, and is in the list with
+// its new PID.
+func TestDevRestart(t *testing.T) {
+	t.Parallel()
+	c := start(t, tempDir(t))
+	setUp(t, c.Nodes[0], "acme")
+	was := c.Nodes[0]
+	restart := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(within(t, 30*time.Second), args[0], args[1:]...).CombinedOutput()
+		return string(out), err
+	}
+	for how, name := range map[string]string{"running": was.Name, "killed": was.ID} {
+		pid := c.Nodes[0].PID
+		if how == "killed" {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, 5*time.Second, "it has ended", func() bool { return c.Reload() == nil && c.Nodes[0].PID == 0 })
+		}
+		if err := c.Restart(within(t, 60*time.Second), name); err != nil {
+			t.Fatalf("%s: %v", how, err)
+		}
+		n := c.Nodes[0]
+		if n.PID == pid || !alive(n.PID) || alive(pid) || n.ID != was.ID {
+			t.Errorf("%s: PID %d has become %d", how, pid, n.PID)
+		}
+		sealed, err := keys(t, n).GenerateDataKey(within(t, 10*time.Second), "acme/orders", 32, client.Options{})
+		if err == nil {
+			_, err = keys(t, n).Unwrap(within(t, 10*time.Second), sealed.Envelope, client.Options{})
+		}
+		if err != nil {
+			t.Errorf("%s: it does not serve: %v", how, err)
+		}
+	}
+
+	out, err := restart(kekd, "dev", "restart", "--dir", c.Dir, "nobody")
+	if err == nil || !strings.Contains(out, "no node nobody") || !strings.Contains(out, "local-1") {
+		t.Errorf("of no node: %v: %s", err, out)
+	}
+	if err := os.Chmod(filepath.Join(c.Dir, "dev.sock"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	out, err = restart("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", kekd, "dev", "restart", "--dir", c.Dir, was.Name)
+	if err == nil || !strings.Contains(out, "takes no orders from uid 65534") {
+		t.Errorf("by somebody else: %v: %s", err, out)
+	}
+	if err := c.Reload(); err != nil || !alive(c.Nodes[0].PID) {
+		t.Errorf("the node was touched: %v", err)
+	}
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	out, err = restart(kekd, "dev", "restart", "--dir", c.Dir, was.Name)
+	if err == nil || !strings.Contains(out, "no kekd dev runs in "+c.Dir) {
+		t.Errorf("where none runs: %v: %s", err, out)
+	}
+}
+
+// What was made of some regions is not gone on with as one of others.
+func TestDevWithOtherRegions(t *testing.T) {
+	t.Parallel()
+	dir := tempDir(t)
+	if err := start(t, dir).Stop(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(within(t, 20*time.Second), kekd, "dev", "--dir", dir, "--region", "eu=voting*3").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "cluster of other regions") || !strings.Contains(string(out), "--region local=voting") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	start(t, dir, "--region", "local=voting")
+}
+
 func TestASecondDevInTheSameDirectory(t *testing.T) {
 	t.Parallel()
 	c := start(t, tempDir(t))

@@ -66,9 +66,9 @@ func tempDir(t *testing.T) string {
 }
 
 // start runs a dev cluster in dir until the test ends.
-func start(t *testing.T, dir string) *devcluster.Cluster {
+func start(t *testing.T, dir string, args ...string) *devcluster.Cluster {
 	t.Helper()
-	c, err := devcluster.Start(t.Context(), kekd, dir)
+	c, err := devcluster.Start(t.Context(), kekd, dir, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,8 +77,10 @@ func start(t *testing.T, dir string) *devcluster.Cluster {
 			t.Error(err)
 		}
 		if t.Failed() {
-			log, _ := os.ReadFile(logOf(c.Nodes[0]))
-			t.Logf("log of the node:\n%s", log)
+			for _, n := range c.Nodes {
+				log, _ := os.ReadFile(logOf(n))
+				t.Logf("log of node %s:\n%s", n.Name, log)
+			}
 		}
 	})
 	return c

@@ -64,7 +64,7 @@ func TestConfigurationOfPeersAndWitnesses(t *testing.T) {
 	}
 }
 
-// A configuration is not used if somebody else can change what it names, or read its private key.
+// A configuration is not used if somebody else can change what it names.
 func TestFilesOfPeersAreOurs(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string) string {
@@ -86,7 +86,7 @@ func TestFilesOfPeersAreOurs(t *testing.T) {
 	for _, open := range []struct {
 		path string
 		mode os.FileMode
-	}{{c.Peers.Certificate, 0o666}, {c.Peers.Key, 0o620}, {c.Peers.Key, 0o604}, {c.Peers.CA, 0o646}} {
+	}{{c.Peers.Certificate, 0o666}, {c.Peers.Key, 0o620}, {c.Peers.CA, 0o646}} {
 		if err := os.Chmod(open.path, open.mode); err != nil {
 			t.Fatal(err)
 		}

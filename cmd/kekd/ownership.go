@@ -173,24 +173,5 @@ func (c config) mustBeOurs(configPath, within string) error {
 			return err
 		}
 	}
-	if c.Peers != nil {
-		return mustBeClosed(c.Peers.Key)
-	}
-	return nil
-}
-
-// mustBeClosed refuses a private key that everybody on this machine can read. One that is not there is
-// for its reader to name.
-func mustBeClosed(path string) error {
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode().Perm(); mode&0o007 != 0 {
-		return fmt.Errorf("everybody on this machine may read the private key %s (mode %04o): run chmod 0640 or 0600 on it, and have a new one certified", path, mode)
-	}
 	return nil
 }

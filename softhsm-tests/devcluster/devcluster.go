@@ -22,6 +22,7 @@ import (
 // Node is one node as cluster.json has it.
 type Node struct {
 	ID           string `json:"id"`
+	Name         string `json:"name"`
 	Region       string `json:"region"`
 	Role         string `json:"role"`
 	PID          int    `json:"pid"`
@@ -38,6 +39,7 @@ type Cluster struct {
 	Dir   string
 	Nodes []Node
 
+	path   string // of the kekd
 	cmd    *exec.Cmd
 	exited chan struct{}
 	err    error // how it ended; set before exited is closed
@@ -45,11 +47,11 @@ type Cluster struct {
 }
 
 // startTimeout is how long a cluster may take until it serves, on a busy machine.
-const startTimeout = 60 * time.Second
+const startTimeout = 180 * time.Second
 
 // Start runs the kekd at path in dir, with these further arguments, until it serves.
 func Start(ctx context.Context, path, dir string, args ...string) (*Cluster, error) {
-	c := &Cluster{Dir: dir, exited: make(chan struct{})}
+	c := &Cluster{Dir: dir, path: path, exited: make(chan struct{})}
 	file := filepath.Join(dir, "cluster.json")
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err // of an earlier run: it would be taken for this one's
@@ -88,7 +90,23 @@ func (c *Cluster) Reload() error {
 	if err != nil {
 		return err
 	}
-	return json.Unmarshal(b, c)
+	var read struct {
+		Nodes []Node `json:"nodes"`
+	}
+	if err := json.Unmarshal(b, &read); err != nil {
+		return err
+	}
+	c.Nodes = read.Nodes
+	return nil
+}
+
+// Restart has it start a node again, by its name or ID, until that serves. The node's new PID is in Nodes
+// then.
+func (c *Cluster) Restart(ctx context.Context, node string) error {
+	if out, err := exec.CommandContext(ctx, c.path, "dev", "restart", "--dir", c.Dir, node).CombinedOutput(); err != nil {
+		return fmt.Errorf("kekd dev restart: %w\n%s", err, out)
+	}
+	return c.Reload()
 }
 
 // PID is that of `kekd dev` itself.
