@@ -2229,13 +2229,13 @@ func (x *InviteNode) GetInvitation() *Invitation {
 	return nil
 }
 
-// JoinNode makes a node a member, at first without a vote, and uses its invitation up.
+// JoinNode makes a node a member and uses its invitation up. A vote it has once it has caught up.
 type JoinNode struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	InvitationId []byte                 `protobuf:"bytes,1,opt,name=invitation_id,json=invitationId,proto3" json:"invitation_id,omitempty"`
 	// What the invitation has the SHA-256 of: 32 bytes. The token that it is made from never gets here.
 	Proof []byte `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
-	// Its name, its region and whether it is to vote are those of the invitation.
+	// Its name and region have to be those of the invitation. Whether it is to vote says the invitation alone.
 	Node *Node `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	// Where the node is the first of its region; else absent.
 	Region        *Region `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
@@ -2518,8 +2518,12 @@ func (x *RaiseFeatureLevel) GetLevel() uint32 {
 
 // RestoreRecords tightens the hierarchy by some records of a snapshot of the same cluster. It opens nothing.
 type RestoreRecords struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Records       []*SnapshotRecord      `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tenants, keys, rules, uses and removed nodes, in the order of a snapshot. A key may come in pieces, each
+	// with a run of its versions.
+	Records []*SnapshotRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	// Of the snapshot: records of another cluster are refused.
+	ClusterId     []byte `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2557,6 +2561,13 @@ func (*RestoreRecords) Descriptor() ([]byte, []int) {
 func (x *RestoreRecords) GetRecords() []*SnapshotRecord {
 	if x != nil {
 		return x.Records
+	}
+	return nil
+}
+
+func (x *RestoreRecords) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
 	}
 	return nil
 }
@@ -2645,12 +2656,15 @@ type Region struct {
 	Id    []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Role  RegionRole             `protobuf:"varint,3,opt,name=role,proto3,enum=kekd.command.v1.RegionRole" json:"role,omitempty"`
-	// SubjectPublicKeyInfo (DER) of the token's identity key.
+	// SubjectPublicKeyInfo (DER) of the token's identity key; empty for a witness, whose nodes have their own.
 	Identity []byte `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
 	// KDF profile of bridges that end or begin here; empty where the token cannot agree any.
 	Kdf string `protobuf:"bytes,5,opt,name=kdf,proto3" json:"kdf,omitempty"`
-	// The node that mints for this region.
-	MintingNode   []byte `protobuf:"bytes,6,opt,name=minting_node,json=mintingNode,proto3" json:"minting_node,omitempty"`
+	// The node that mints for this region; empty: a witness has none, and so has a region whose last node left.
+	MintingNode []byte `protobuf:"bytes,6,opt,name=minting_node,json=mintingNode,proto3" json:"minting_node,omitempty"`
+	// Log index of the command that added it: the first region is the one with the lowest. What a command says
+	// of it is not heard.
+	AddedIndex    uint64 `protobuf:"varint,7,opt,name=added_index,json=addedIndex,proto3" json:"added_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2725,6 +2739,13 @@ func (x *Region) GetMintingNode() []byte {
 		return x.MintingNode
 	}
 	return nil
+}
+
+func (x *Region) GetAddedIndex() uint64 {
+	if x != nil {
+		return x.AddedIndex
+	}
+	return 0
 }
 
 type Node struct {
@@ -4391,22 +4412,26 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"fromNodeId\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\fR\x06nodeId\")\n" +
 	"\x11RaiseFeatureLevel\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\rR\x05level\"K\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"j\n" +
 	"\x0eRestoreRecords\x129\n" +
-	"\arecords\x18\x01 \x03(\v2\x1f.kekd.command.v1.SnapshotRecordR\arecords\"\x99\x01\n" +
+	"\arecords\x18\x01 \x03(\v2\x1f.kekd.command.v1.SnapshotRecordR\arecords\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\fR\tclusterId\"\x99\x01\n" +
 	"\vAnchorAudit\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04head\x18\x03 \x01(\fR\x04head\x12\x1c\n" +
 	"\tsignature\x18\x04 \x01(\fR\tsignature\x12#\n" +
-	"\raccepted_loss\x18\x05 \x01(\tR\facceptedLoss\"\xae\x01\n" +
+	"\raccepted_loss\x18\x05 \x01(\tR\facceptedLoss\"\xcf\x01\n" +
 	"\x06Region\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
 	"\x04role\x18\x03 \x01(\x0e2\x1b.kekd.command.v1.RegionRoleR\x04role\x12\x1a\n" +
 	"\bidentity\x18\x04 \x01(\fR\bidentity\x12\x10\n" +
 	"\x03kdf\x18\x05 \x01(\tR\x03kdf\x12!\n" +
-	"\fminting_node\x18\x06 \x01(\fR\vmintingNode\"\x93\x01\n" +
+	"\fminting_node\x18\x06 \x01(\fR\vmintingNode\x12\x1f\n" +
+	"\vadded_index\x18\a \x01(\x04R\n" +
+	"addedIndex\"\x93\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +

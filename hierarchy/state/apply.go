@@ -112,6 +112,7 @@ func Apply(s *State, m Meta, c *commandpb.Command) (*State, Result) {
 	d.stamp = max(d.stamp, c.GetStamp())
 	d.forget()
 	d.forgetUses()
+	d.forgetInvitations()
 
 	id, err := idOf("idempotency ID of the command", c.GetId())
 	if err != nil {
@@ -161,6 +162,10 @@ func (d *draft) run(c *commandpb.Command) error {
 	if !d.Initialised() {
 		return fmt.Errorf("%w: the cluster is not initialised", hierarchy.ErrFailedPrecondition)
 	}
+	if level := LevelOf(c); level > d.level {
+		return fmt.Errorf("%w: %T is of feature level %d, the cluster is at %d until each member knows more: upgrade them all",
+			hierarchy.ErrFailedPrecondition, c.GetBody(), level, d.level)
+	}
 	switch b := c.GetBody().(type) {
 	case *commandpb.Command_Tick:
 		return nil // it has been compared, and its stamp is taken
@@ -198,6 +203,18 @@ func (d *draft) run(c *commandpb.Command) error {
 		return d.anchorAudit(b.AnchorAudit)
 	case *commandpb.Command_ReserveUses:
 		return d.reserveUses(b.ReserveUses)
+	case *commandpb.Command_InviteNode:
+		return d.inviteNode(b.InviteNode)
+	case *commandpb.Command_JoinNode:
+		return d.joinNode(b.JoinNode)
+	case *commandpb.Command_SetNode:
+		return d.setNode(b.SetNode)
+	case *commandpb.Command_RemoveNode:
+		return d.removeNode(b.RemoveNode)
+	case *commandpb.Command_SetMintingNode:
+		return d.setMintingNode(b.SetMintingNode)
+	case *commandpb.Command_RaiseFeatureLevel:
+		return d.raiseFeatureLevel(b.RaiseFeatureLevel)
 	}
 	return fmt.Errorf("%w: %T", ErrUnknownCommand, c.GetBody())
 }

@@ -202,6 +202,11 @@ func TestWhatStopsANode(t *testing.T) {
 	t.Run("no body", func(t *testing.T) {
 		unchanged(t, m, next, &commandpb.Command{Format: state.Format}, state.ErrUnknownCommand)
 	})
+	t.Run("a feature level to come", func(t *testing.T) {
+		c := raise(state.Level + 1)
+		c.Format, c.Id = state.Format, id("x")
+		unchanged(t, m, next, c, state.ErrUnknownCommand)
+	})
 	t.Run("an index again", func(t *testing.T) {
 		c := tick()
 		c.Format, c.Id = state.Format, id("x")

@@ -20,6 +20,7 @@ func TestBoundsAreThoseOfOldLogs(t *testing.T) {
 		"bytes of a name": 63, "bytes of a reason": 256, "bytes of an identity": 1024, "bytes of a signature": 1024,
 		"context entries": 16, "bytes of a context key": 128, "bytes of a context value": 1024,
 		"seals of a key": 1 << 32, "seals at once": 1 << 24, "a limit": 1_000_000_000, "ahead": uint64(time.Second),
+		"invitations": 256, "life of an invitation": uint64(24 * time.Hour), "bytes of an address": 259,
 		"least staleness": uint64(time.Second), "most staleness": uint64(24 * time.Hour),
 		"shortest period": uint64(time.Hour), "longest period": uint64(10 * year),
 	}
@@ -29,6 +30,7 @@ func TestBoundsAreThoseOfOldLogs(t *testing.T) {
 		"bytes of a name": hierarchy.MaxNameLen, "bytes of a reason": MaxReason, "bytes of an identity": maxIdentity, "bytes of a signature": maxSignature,
 		"context entries": hierarchy.MaxContextEntries, "bytes of a context key": hierarchy.MaxContextKeyLen, "bytes of a context value": hierarchy.MaxContextValueLen,
 		"seals of a key": MaxWraps, "seals at once": MaxReservation, "a limit": policy.MaxLimit, "ahead": uint64(maxAhead),
+		"invitations": MaxInvitations, "life of an invitation": uint64(MaxInvitationLife), "bytes of an address": uint64(maxAddress),
 		"least staleness": uint64(MinMaxStaleness), "most staleness": uint64(MaxMaxStaleness),
 		"shortest period": uint64(MinRotateEvery), "longest period": uint64(MaxRotateEvery),
 	}

@@ -102,10 +102,13 @@ type contents struct {
 	Keys     []state.Key
 	Services []state.Service
 	Anchors  []state.Anchor
+	Level    uint32
+	Removed  []state.RemovedNode
+	Invited  []state.Invitation
 }
 
 func dump(s *state.State) contents {
-	c := contents{Cluster: s.ClusterID(), Index: s.Index(), Stamp: s.Stamp().String()}
+	c := contents{Cluster: s.ClusterID(), Index: s.Index(), Stamp: s.Stamp().String(), Level: s.FeatureLevel()}
 	for r := range s.Regions() {
 		c.Regions = append(c.Regions, *r)
 	}
@@ -114,6 +117,15 @@ func dump(s *state.State) contents {
 		if a, ok := s.Anchor(n.ID); ok {
 			c.Anchors = append(c.Anchors, *a)
 		}
+	}
+	for n := range s.RemovedNodes() {
+		c.Removed = append(c.Removed, *n)
+		if a, ok := s.Anchor(n.ID); ok {
+			c.Anchors = append(c.Anchors, *a)
+		}
+	}
+	for i := range s.Invitations() {
+		c.Invited = append(c.Invited, *i)
 	}
 	for t := range s.Tenants() {
 		c.Tenants = append(c.Tenants, *t)

@@ -35,20 +35,29 @@ func (d *draft) initCluster(m *commandpb.InitCluster) error {
 	case region.MintingNode != node.ID:
 		return fmt.Errorf("%w: the first node mints for its region", hierarchy.ErrInvalidArgument)
 	}
-	d.cluster = hierarchy.ClusterID{ID: id}
+	if err := checkNodeIn(region, node); err != nil {
+		return err
+	}
+	region.AddedIndex = d.index
+	d.cluster, d.level = hierarchy.ClusterID{ID: id}, 1
 	d.putRegion(region)
 	d.putNode(node)
 	return nil
 }
 
-// placement is where a new tenant lives: the first voting region.
+// placement is where a new tenant lives: the first voting region, which is the one that the cluster was
+// made with. A region that comes later and sorts before it by name changes nothing.
 func (d *draft) placement() ([]hierarchy.RegionID, error) {
+	var first *Region
 	for r := range d.Regions() {
-		if r.Role == hierarchy.RoleVoting {
-			return []hierarchy.RegionID{r.ID}, nil
+		if r.Role == hierarchy.RoleVoting && (first == nil || r.AddedIndex < first.AddedIndex) {
+			first = r
 		}
 	}
-	return nil, fmt.Errorf("%w: there is no voting region", hierarchy.ErrFailedPrecondition)
+	if first == nil {
+		return nil, fmt.Errorf("%w: there is no voting region", hierarchy.ErrFailedPrecondition)
+	}
+	return []hierarchy.RegionID{first.ID}, nil
 }
 
 // anchorAudit fixes the head of a node's audit journal. A journal only grows, so a lower sequence

@@ -255,7 +255,13 @@ var commands = map[string][]step{
 		{name: "another node", c: with(giveBack("acme", "orders", 2, 1), getReturn, func(m *commandpb.ReturnWraps) { m.NodeId = id("stranger") }), want: hierarchy.ErrNotFound},
 		{name: "none", c: giveBack("acme", "orders", 2, 0), want: hierarchy.ErrInvalidArgument},
 	},
-	"reserve_uses": usesSteps,
+	"reserve_uses":        usesSteps,
+	"invite_node":         inviteSteps,
+	"join_node":           joinSteps,
+	"set_node":            setNodeSteps,
+	"remove_node":         removeSteps,
+	"set_minting_node":    mintingSteps,
+	"raise_feature_level": raiseSteps,
 	"anchor_audit": {
 		{name: "on", c: anchor(8, 2)},
 		{name: "the same again", c: anchor(7, 1)},
@@ -337,6 +343,8 @@ func TestInitCluster(t *testing.T) {
 		"node of no region":    func(m *commandpb.InitCluster) { m.Node.RegionId = nil },
 		"node of another":      func(m *commandpb.InitCluster) { m.Node.RegionId = id("other") },
 		"node no voter":        func(m *commandpb.InitCluster) { m.Node.Voter = false },
+		"node bad address":     func(m *commandpb.InitCluster) { m.Node.Address = "somewhere" },
+		"node has an identity": func(m *commandpb.InitCluster) { m.Node.Identity = []byte("k") },
 		"node bad name":        func(m *commandpb.InitCluster) { m.Node.Name = "-" },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -77,64 +77,6 @@ const (
 	maxSignature = 1024
 )
 
-func regionToPB(r *Region) *commandpb.Region {
-	return &commandpb.Region{
-		Id: r.ID.ID[:], Name: r.Name, Role: commandpb.RegionRole(r.Role),
-		Identity: r.Identity, Kdf: r.KDF, MintingNode: r.MintingNode.ID[:],
-	}
-}
-
-func regionFromPB(m *commandpb.Region) (*Region, error) {
-	id, err := idOf("region ID", m.GetId())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkName("region", m.GetName()); err != nil {
-		return nil, err
-	}
-	minting, err := idOf("minting node of the region", m.GetMintingNode())
-	if err != nil {
-		return nil, err
-	}
-	r := &Region{
-		ID: hierarchy.RegionID{ID: id}, Name: m.GetName(), Role: enum[hierarchy.RegionRole](m.GetRole()),
-		Identity: bytes.Clone(m.GetIdentity()), KDF: m.GetKdf(), MintingNode: hierarchy.NodeID{ID: minting},
-	}
-	switch r.Role {
-	case hierarchy.RoleVoting, hierarchy.RoleReplica, hierarchy.RoleWitness:
-	default:
-		return nil, fmt.Errorf("%w: region %s has no role that is known: %d", hierarchy.ErrInvalidArgument, r.Name, m.GetRole())
-	}
-	if len(r.Identity) == 0 || len(r.Identity) > maxIdentity {
-		return nil, fmt.Errorf("%w: the identity key of region %s has %d bytes, it must have 1 to %d", hierarchy.ErrInvalidArgument, r.Name, len(r.Identity), maxIdentity)
-	}
-	if r.KDF != "" {
-		if err := checkName("KDF profile of the region", r.KDF); err != nil {
-			return nil, err
-		}
-	}
-	return r, nil
-}
-
-func nodeToPB(n *Node) *commandpb.Node {
-	return &commandpb.Node{Id: n.ID.ID[:], Name: n.Name, RegionId: n.Region.ID[:], Voter: n.Voter}
-}
-
-func nodeFromPB(m *commandpb.Node) (*Node, error) {
-	id, err := idOf("node ID", m.GetId())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkName("node", m.GetName()); err != nil {
-		return nil, err
-	}
-	region, err := idOf("region ID of the node", m.GetRegionId())
-	if err != nil {
-		return nil, err
-	}
-	return &Node{ID: hierarchy.NodeID{ID: id}, Name: m.GetName(), Region: hierarchy.RegionID{ID: region}, Voter: m.GetVoter()}, nil
-}
-
 func tenantToPB(t *Tenant) *commandpb.Tenant {
 	m := &commandpb.Tenant{
 		Id: t.ID.ID[:], Name: t.Name, State: commandpb.TenantState(t.State), StateReason: t.StateReason,
@@ -236,8 +178,11 @@ func keyFromPB(m *commandpb.Key) (*Key, error) {
 		if uint64(v.Number) != uint64(i)+1 {
 			return nil, fmt.Errorf("%w: key %s: version %d stands where %d has to", hierarchy.ErrInvalidArgument, k.Name, v.Number, i+1)
 		}
-		if v.State == hierarchy.Active || v.ResumeTo == hierarchy.Active {
+		if base(v) == hierarchy.Active {
 			active++
+		}
+		if v.State == hierarchy.PreActive && i < len(m.GetVersions())-1 {
+			return nil, fmt.Errorf("%w: key %s: version %d is pre-active and not the newest", hierarchy.ErrInvalidArgument, k.Name, v.Number)
 		}
 		k.Versions = append(k.Versions, v)
 	}
@@ -301,8 +246,8 @@ func versionFromPB(m *commandpb.Version) (*Version, error) {
 		}
 		v.Regions = append(v.Regions, r)
 	}
-	if (v.State == hierarchy.Active || v.State == hierarchy.Deactivated) && !v.minted() {
-		return nil, bad("is in use and not minted everywhere")
+	if b := base(v); (b == hierarchy.Active || b == hierarchy.Deactivated) && !v.minted() {
+		return nil, bad("is in use, or would be if it were resumed, and not minted everywhere")
 	}
 	return v, nil
 }

@@ -57,6 +57,34 @@ func (d *draft) putNode(n *Node) {
 	d.nodeByID = d.nodeByID.set(n.ID, n)
 }
 
+func (d *draft) deleteNode(n *Node) {
+	d.account(record(hashNode, nodeToPB(n)), nil)
+	d.nodes, _, _ = d.nodes.Delete([]byte(n.Name))
+	d.nodeByID = d.nodeByID.delete(n.ID)
+}
+
+func (d *draft) putRemoved(n *RemovedNode) {
+	d.account(nil, record(hashRemoved, removedToPB(n)))
+	d.removed, _, _ = d.removed.Insert(n.ID.ID[:], n)
+}
+
+func (d *draft) putInvitation(i *Invitation) {
+	d.account(nil, record(hashInvitation, invitationToPB(i)))
+	d.invited, _, _ = d.invited.Insert(invitationKey(i), i)
+	d.invitedByID = d.invitedByID.set(i.ID, i)
+}
+
+func (d *draft) deleteInvitation(i *Invitation) {
+	d.account(record(hashInvitation, invitationToPB(i)), nil)
+	d.invited, _, _ = d.invited.Delete(invitationKey(i))
+	d.invitedByID = d.invitedByID.delete(i.ID)
+}
+
+// invitationKey sorts by the time of expiry: what expires first is dropped first.
+func invitationKey(i *Invitation) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(nanosOf(i.ExpiresAt))), i.ID[:]...)
+}
+
 func (d *draft) putTenant(t *Tenant) {
 	var before []byte
 	if old, ok := d.Tenant(t.ID); ok {

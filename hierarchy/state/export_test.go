@@ -11,6 +11,7 @@ import (
 // does that yet.
 func Placed(s *State, tenant hierarchy.TenantID, r *Region, n *Node) *State {
 	d := s.draft()
+	r.AddedIndex = s.index
 	d.putRegion(r)
 	d.putNode(n)
 	t, _ := d.Tenant(tenant)

@@ -190,6 +190,9 @@ func populated(t testing.TB) *machine {
 	} {
 		m.do(t, c)
 	}
+	for _, c := range moreNodes() {
+		m.do(t, c)
+	}
 	return m
 }
 

@@ -22,16 +22,18 @@ type lattice [lanes]uint16
 // Kinds of records in the hash. A byte of its own for each keeps a record of one kind from being
 // taken for one of another.
 const (
-	hashRegion  byte = 'R'
-	hashNode    byte = 'N'
-	hashTenant  byte = 'T'
-	hashKey     byte = 'K' // without its versions
-	hashVersion byte = 'V'
-	hashService byte = 'S'
-	hashRule    byte = 'P'
-	hashAnchor  byte = 'A'
-	hashOutcome byte = 'O'
-	hashUses    byte = 'U'
+	hashRegion     byte = 'R'
+	hashNode       byte = 'N'
+	hashTenant     byte = 'T'
+	hashKey        byte = 'K' // without its versions
+	hashVersion    byte = 'V'
+	hashService    byte = 'S'
+	hashRule       byte = 'P'
+	hashAnchor     byte = 'A'
+	hashOutcome    byte = 'O'
+	hashUses       byte = 'U'
+	hashRemoved    byte = 'D'
+	hashInvitation byte = 'I'
 )
 
 // expand turns a record into lanes: AES-256 in counter mode under the record's SHA-256, which
@@ -74,6 +76,7 @@ func (s *State) Hash() [32]byte {
 	b = binary.BigEndian.AppendUint64(b, s.index)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.stamp))
 	b = binary.BigEndian.AppendUint64(b, s.epoch)
+	b = binary.BigEndian.AppendUint32(b, s.level)
 	for _, lane := range s.sum {
 		b = binary.LittleEndian.AppendUint16(b, lane)
 	}

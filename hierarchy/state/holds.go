@@ -1,6 +1,7 @@
 package state
 
 import (
+	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/policy"
 )
@@ -28,9 +29,21 @@ func (s *State) Holds(c *commandpb.Command) bool {
 		}
 		_, ok := s.rules.Get(ruleKey(&policy.Rule{Service: b.RevokePolicy.GetService(), Pattern: pattern}))
 		return !ok
+	case *commandpb.Command_InviteNode:
+		_, ok := s.invitedByID.get(idOrZero(b.InviteNode.GetInvitation().GetId()))
+		return ok
+	case *commandpb.Command_JoinNode:
+		_, ok := s.Node(hierarchy.NodeID{ID: idOrZero(b.JoinNode.GetNode().GetId())})
+		return ok
 	}
 	// The others set something: to do it again would change nothing.
 	d := s.draft()
 	next, err := d.attempt(c)
 	return err == nil && *next.sum == *d.sum
+}
+
+// idOrZero reads an ID that is compared with those that are there, none of which is zero.
+func idOrZero(b []byte) hierarchy.ID {
+	id, _ := hierarchy.IDFromBytes(b)
+	return id
 }

@@ -22,6 +22,9 @@ func TestHolds(t *testing.T) {
 		"rule replaced":  {allow("billing", "acme/invoices"), allow("billing", "acme/invoices", &commandpb.RequiredContext{Key: "app"})},
 		"another's name": {createService("hr", ptr(uint32(77)), nil), nil},
 		"tenant":         {createTenant("initech"), nil},
+		"removed":        {removeNode(nodeB), nil},
+		"demoted":        {setNode(nodeB, nil, ptr(false)), setNode(nodeB, nil, ptr(true))},
+		"minting":        {setMinting(regionID, nodeID, nodeB), setMinting(regionID, nodeB, nodeID)},
 		"key":            {createKey("acme", "more"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,6 +47,21 @@ func TestHolds(t *testing.T) {
 				t.Error("it does not hold after it was done again")
 			}
 		})
+	}
+	// What is used once is not done again.
+	for name, c := range map[string]struct{ done, undone *commandpb.Command }{
+		"invited": {invite("d", "us-east", replica, false), join("d", "us-east")},
+		"joined":  {join("next", "eu-west"), removeNode(nodeOf("next"))},
+	} {
+		m := populated(t)
+		m.do(t, c.done)
+		if !m.s.Holds(c.done) {
+			t.Errorf("%s: it does not hold right after it was done", name)
+		}
+		m.do(t, c.undone)
+		if m.s.Holds(c.done) {
+			t.Errorf("%s: it holds after it was undone", name)
+		}
 	}
 	t.Run("what took away", func(t *testing.T) {
 		m := populated(t)

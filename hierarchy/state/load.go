@@ -32,6 +32,9 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 		if _, ok := d.Region(region.ID); ok {
 			return fail(fmt.Errorf("two regions have the ID %s", region.ID))
 		}
+		if region.AddedIndex == 0 || region.AddedIndex > d.index {
+			return fail(fmt.Errorf("region %s was added at index %d, the state is of %d", region.Name, region.AddedIndex, d.index))
+		}
 		d.putRegion(region)
 		return position{1, []byte(region.Name)}, regionRecord(region), nil
 
@@ -43,8 +46,12 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 		if _, ok := d.Node(node.ID); ok {
 			return fail(fmt.Errorf("two nodes have the ID %s", node.ID))
 		}
-		if _, ok := d.Region(node.Region); !ok {
+		region, ok := d.Region(node.Region)
+		if !ok {
 			return fail(fmt.Errorf("node %s is of a region that is not there", node.Name))
+		}
+		if err := checkNodeIn(region, node); err != nil {
+			return fail(err)
 		}
 		d.putNode(node)
 		return position{2, []byte(node.Name)}, nodeRecord(node), nil
@@ -103,9 +110,6 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 		if err != nil {
 			return fail(err)
 		}
-		if _, ok := d.Node(anchor.Node); !ok {
-			return fail(fmt.Errorf("an audit anchor is of node %s, which is not there", anchor.Node))
-		}
 		d.putAnchor(anchor)
 		return position{7, anchor.Node.ID[:]}, anchorRecord(anchor), nil
 
@@ -129,6 +133,28 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 			return fail(err)
 		}
 		return position{9, usesKey(u)}, usesRecord(u), nil
+
+	case *commandpb.SnapshotRecord_RemovedNode:
+		node, err := removedFromPB(r.RemovedNode)
+		if err != nil {
+			return fail(err)
+		}
+		if _, ok := d.Node(node.ID); ok {
+			return fail(fmt.Errorf("node %s is a member and was removed", node.ID))
+		}
+		d.putRemoved(node)
+		return position{10, node.ID.ID[:]}, removedRecord(node), nil
+
+	case *commandpb.SnapshotRecord_Invitation:
+		i, err := invitationFromPB(r.Invitation)
+		if err != nil {
+			return fail(err)
+		}
+		if err := d.checkInvitation(i); err != nil {
+			return fail(err)
+		}
+		d.putInvitation(i)
+		return position{11, invitationKey(i)}, invitationRecord(i), nil
 	}
 	return fail(fmt.Errorf("%w: a record of a kind that this version does not know", ErrUnknownCommand))
 }
@@ -149,14 +175,51 @@ func (d *draft) checkKey(k *Key) error {
 			if r.Minted && r.Object != hierarchy.KEKObjectID(d.cluster, k.Tenant, k.ID, v.Number, r.Region, v.Attempt) {
 				return fmt.Errorf("key %s version %d names an object that is not its own", k.Name, v.Number)
 			}
-			for _, res := range r.Reservations {
-				if node, ok := d.Node(res.Node); !ok || node.Region != r.Region {
-					return fmt.Errorf("key %s version %d has seals reserved for a node that is not of the region", k.Name, v.Number)
+		}
+	}
+	return nil
+}
+
+// checkWhole looks at what refers to records that come later in a snapshot.
+func (d *draft) checkWhole() error {
+	added := make(map[uint64]string)
+	for r := range d.Regions() {
+		if other, ok := added[r.AddedIndex]; ok {
+			return fmt.Errorf("regions %s and %s were added by one command", other, r.Name)
+		}
+		added[r.AddedIndex] = r.Name
+		if n, ok := d.Node(r.MintingNode); !r.MintingNode.IsZero() && (!ok || n.Region != r.ID) {
+			return fmt.Errorf("region %s is minted for by a node that is not of it", r.Name)
+		}
+	}
+	for a := range all(d.anchors, nil) {
+		if _, ok := d.regionOf(a.Node); !ok {
+			return fmt.Errorf("an audit anchor is of node %s, which was never a member", a.Node)
+		}
+	}
+	for k := range d.AllKeys() {
+		for _, v := range k.Versions {
+			for _, r := range v.Regions {
+				for _, res := range r.Reservations {
+					if region, ok := d.regionOf(res.Node); !ok || region != r.Region {
+						return fmt.Errorf("key %s version %d has seals reserved for a node that is not of the region", k.Name, v.Number)
+					}
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// regionOf is that of a node which is a member or was one.
+func (d *draft) regionOf(id hierarchy.NodeID) (hierarchy.RegionID, bool) {
+	if n, ok := d.Node(id); ok {
+		return n.Region, true
+	}
+	if n, ok := d.Removed(id); ok {
+		return n.Region, true
+	}
+	return hierarchy.RegionID{}, false
 }
 
 func regionRecord(r *Region) *commandpb.SnapshotRecord {
@@ -189,4 +252,12 @@ func anchorRecord(a *Anchor) *commandpb.SnapshotRecord {
 
 func outcomeRecord(o *outcome) *commandpb.SnapshotRecord {
 	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Outcome{Outcome: outcomeToPB(o)}}
+}
+
+func removedRecord(n *RemovedNode) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_RemovedNode{RemovedNode: removedToPB(n)}}
+}
+
+func invitationRecord(i *Invitation) *commandpb.SnapshotRecord {
+	return &commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Invitation{Invitation: invitationToPB(i)}}
 }

@@ -21,7 +21,7 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 	uid := uint32(7)
 
 	regionOf := func(id byte, name string) *Region {
-		return &Region{ID: hierarchy.RegionID{ID: mk(id)}, Name: name, Role: hierarchy.RoleVoting, Identity: []byte("i"), MintingNode: node}
+		return &Region{ID: hierarchy.RegionID{ID: mk(id)}, Name: name, Role: hierarchy.RoleVoting, Identity: []byte("i"), MintingNode: node, AddedIndex: uint64(id)}
 	}
 	tenantOf := func(id byte, name string) *Tenant {
 		return &Tenant{ID: hierarchy.TenantID{ID: mk(id)}, Name: name, State: hierarchy.TenantEnabled, MaxStaleness: time.Second, Placement: []hierarchy.RegionID{region}}
@@ -45,9 +45,16 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		}
 		return u
 	}
+	invitationOf := func(change func(*Invitation)) *Invitation {
+		i := &Invitation{ID: mk(7), Node: "invited", Region: "r", Role: hierarchy.RoleVoting, ExpiresAt: time.Unix(0, 1_000_000).Add(time.Hour)}
+		if change != nil {
+			change(i)
+		}
+		return i
+	}
 	build := func(change func(*draft)) error {
 		d := New().draft()
-		d.cluster, d.index = cluster, 100
+		d.cluster, d.level, d.index, d.stamp = cluster, 1, 100, 1_000_000
 		d.putRegion(regionOf(2, "r"))
 		d.putNode(&Node{ID: node, Name: "n", Region: region, Voter: true})
 		d.putTenant(tenantOf(4, "t"))
@@ -60,7 +67,7 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		_, err := Read(&buf)
 		return err
 	}
-	if err := build(func(d *draft) { d.putKey(keyOf(nil)); d.putUses(usesOf(nil)) }); err != nil {
+	if err := build(func(d *draft) { d.putKey(keyOf(nil)); d.putUses(usesOf(nil)); d.putInvitation(invitationOf(nil)) }); err != nil {
 		t.Fatalf("what the others are changed from: %v", err)
 	}
 	for _, c := range []struct {
@@ -71,6 +78,46 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		{"two nodes of one ID", "two nodes", func(d *draft) { d.putNode(&Node{ID: node, Name: "n2", Region: region}) }},
 		{"node of no region", "region that is not there", func(d *draft) {
 			d.putNode(&Node{ID: hierarchy.NodeID{ID: mk(30)}, Name: "n2", Region: hierarchy.RegionID{ID: mk(99)}})
+		}},
+		{"region added by nothing", "added at index 0", func(d *draft) { r := regionOf(20, "r2"); r.AddedIndex = 0; d.putRegion(r) }},
+		{"region to come", "the state is of 100", func(d *draft) { d.putRegion(regionOf(101, "r2")) }},
+		{"two regions at once", "by one command", func(d *draft) {
+			r := regionOf(20, "r2")
+			r.AddedIndex, r.MintingNode = 2, hierarchy.NodeID{}
+			d.putRegion(r)
+		}},
+		{"a stranger mints", "not of it", func(d *draft) { r := regionOf(20, "r2"); r.MintingNode = hierarchy.NodeID{ID: mk(99)}; d.putRegion(r) }},
+		{"another region's mints", "not of it", func(d *draft) { d.putRegion(regionOf(20, "r2")) }},
+		{"a replica votes", "do not vote", func(d *draft) {
+			r := regionOf(20, "r2")
+			r.Role, r.MintingNode = hierarchy.RoleReplica, hierarchy.NodeID{}
+			d.putRegion(r)
+			d.putNode(&Node{ID: hierarchy.NodeID{ID: mk(30)}, Name: "n2", Region: r.ID, Voter: true})
+		}},
+		{"member and removed", "is a member and was removed", func(d *draft) { d.putRemoved(&RemovedNode{ID: node, Name: "n", Region: region}) }},
+		{"invitation that has expired", "is to expire at", func(d *draft) { d.putInvitation(invitationOf(func(i *Invitation) { i.ExpiresAt = time.Unix(0, 1) })) }},
+		{"invitation without end", "is to expire at", func(d *draft) {
+			d.putInvitation(invitationOf(func(i *Invitation) { i.ExpiresAt = i.ExpiresAt.Add(48 * time.Hour) }))
+		}},
+		{"member is invited", "a node is called n", func(d *draft) { d.putInvitation(invitationOf(func(i *Invitation) { i.Node = "n" })) }},
+		{"invited to another role", "not a witness one", func(d *draft) { d.putInvitation(invitationOf(func(i *Invitation) { i.Role = hierarchy.RoleWitness })) }},
+		{"a level to come", "feature level 2", func(d *draft) { d.level = 2 }},
+		{"no level", "feature level 0", func(d *draft) { d.level = 0 }},
+		{"pre-active and not the newest", "not the newest", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) { k.Versions[0] = versionOf(1, hierarchy.PreActive) }))
+		}},
+		{"active if resumed and not minted", "not minted", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) {
+				k.Versions[1] = versionOf(2, hierarchy.Suspended)
+				k.Versions[1].ResumeTo, k.Versions[1].Regions[0] = hierarchy.Active, RegionKey{Region: region}
+			}))
+		}},
+		{"reserved by one removed from elsewhere", "not of the region", func(d *draft) {
+			stranger := hierarchy.NodeID{ID: mk(98)}
+			d.putRemoved(&RemovedNode{ID: stranger, Name: "x", Region: hierarchy.RegionID{ID: mk(97)}})
+			d.putKey(keyOf(func(k *Key) {
+				k.Versions[1].Regions[0].WrapsReserved, k.Versions[1].Regions[0].Reservations = 5, []Reservation{{stranger, 5}}
+			}))
 		}},
 		{"two tenants of one ID", "two tenants", func(d *draft) { d.putTenant(tenantOf(4, "t2")) }},
 		{"tenant in no region", "has no region", func(d *draft) { n := tenantOf(40, "t2"); n.Placement = nil; d.putTenant(n) }},
@@ -123,7 +170,7 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		{"rule of no service", "not there", func(d *draft) {
 			d.putRule(&policy.Rule{Service: "gone", Pattern: policy.Pattern{Tenant: "*", Key: "*"}, Ops: 1})
 		}},
-		{"anchor of no node", "not there", func(d *draft) { d.putAnchor(&Anchor{Node: hierarchy.NodeID{ID: mk(99)}, Signature: []byte("s")}) }},
+		{"anchor of no node", "never a member", func(d *draft) { d.putAnchor(&Anchor{Node: hierarchy.NodeID{ID: mk(99)}, Signature: []byte("s")}) }},
 		{"uses of no tenant", "not there", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Tenant = hierarchy.TenantID{ID: mk(99)} })) }},
 		{"uses of half a window", "no window", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Start = u.Start.Add(time.Second) })) }},
 		{"no uses", "0 uses", func(d *draft) { d.putUses(usesOf(func(u *Uses) { u.Count = 0 })) }},

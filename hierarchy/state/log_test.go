@@ -407,5 +407,37 @@ func story(t testing.TB) (log []logEntry, snap []byte) {
 		minted("acme", "orders", 4),
 		deleteService("billing"),
 	)
+
+	// Nodes come and go.
+	soon := func(c *commandpb.Command) *commandpb.Command {
+		return with(c, getInvitation, func(i *commandpb.Invitation) { i.ExpiresAt = w.stamp.Add(policy.Hour).UnixNano() })
+	}
+	w.all(
+		createKey("globex", "waiting"),
+		soon(invite("b", "eu-west", voting, true)),
+		soon(invite("b", "eu-west", voting, true)),
+		invite("late", "eu-west", voting, true),
+		with(join("b", "eu-west"), getJoin, func(m *commandpb.JoinNode) { m.Proof = nil }),
+		join("b", "eu-west"),
+		soon(invite("c", "aa-east", replica, false)),
+		joinFirst("c", "aa-east", replica),
+		soon(invite("w", "site-w", witness, true)),
+		joinFirst("w", "site-w", witness),
+		soon(invite("unused", "site-w", witness, true)),
+		createTenant("umbrella"),
+		setNode(nodeB, ptr("192.0.2.7:7400"), ptr(false)),
+		setNode(nodeC, nil, ptr(true)),
+		setMinting(regionID, nodeB, nodeB),
+		setMinting(regionID, nodeC, nodeC),
+		setMinting(regionID, nodeID, nodeB),
+		with(anchor(2, 2), getAnchor, func(m *commandpb.AnchorAudit) { m.NodeId = nodeB.ID[:] }),
+		removeNode(nodeB),
+		removeNode(nodeB),
+		removeNode(nodeOf("stranger")),
+		raise(1),
+		raise(0),
+	)
+	w.stamp = w.stamp.Add(policy.Hour)
+	w.all(join("unused", "site-w"))
 	return w.log, snap
 }

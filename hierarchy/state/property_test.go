@@ -55,6 +55,7 @@ func anyCommand(t *rapid.T) *commandpb.Command {
 		func() *commandpb.Command { return giveBack(tenant, key, n, count) },
 		func() *commandpb.Command { return anchor(uint64(n), byte(n)) },
 		tick,
+		func() *commandpb.Command { return anyMembership(t, hour) },
 	}).Draw(t, "kind")()
 	c.Format = state.Format
 	c.Id = id(fmt.Sprint("command", rapid.IntRange(0, 200).Draw(t, "id")))

@@ -42,6 +42,7 @@ func Write(w io.Writer, s *State) error {
 	hash := s.Hash()
 	out.message(&commandpb.SnapshotHeader{
 		Format: Format, ClusterId: s.cluster.ID[:], Index: s.index, Stamp: s.stamp, Epoch: s.epoch, StateHash: hash[:], Records: s.records(),
+		FeatureLevel: s.level,
 	})
 	for rec := range s.snapshotRecords {
 		out.message(rec)
@@ -60,7 +61,8 @@ func Write(w io.Writer, s *State) error {
 
 func (s *State) records() uint64 {
 	return uint64(s.regions.Len() + s.nodes.Len() + s.tenants.Len() + s.keys.Len() +
-		s.services.Len() + s.rules.Len() + s.anchors.Len() + s.outcomes.Len() + s.uses.Len())
+		s.services.Len() + s.rules.Len() + s.anchors.Len() + s.outcomes.Len() + s.uses.Len() +
+		s.removed.Len() + s.invited.Len())
 }
 
 // snapshotRecords iterates over all records in the order of a snapshot.
@@ -73,7 +75,9 @@ func (s *State) snapshotRecords(yield func(*commandpb.SnapshotRecord) bool) {
 		each(s.rules, ruleRecord, yield) &&
 		each(s.anchors, anchorRecord, yield) &&
 		each(s.outcomes, outcomeRecord, yield) &&
-		each(s.uses, usesRecord, yield)
+		each(s.uses, usesRecord, yield) &&
+		each(s.removed, removedRecord, yield) &&
+		each(s.invited, invitationRecord, yield)
 }
 
 func each[T any](t *iradix.Tree[T], rec func(T) *commandpb.SnapshotRecord, yield func(*commandpb.SnapshotRecord) bool) bool {
@@ -192,13 +196,20 @@ func (in *recordReader) state() (*State, error) {
 		return nil, errors.New("its header is not encoded as it is to be")
 	}
 
+	if level := header.GetFeatureLevel(); level > Level {
+		return nil, fmt.Errorf("%w: it is of feature level %d, this version knows %d: use the version that wrote it or a newer one", ErrUnknownCommand, level, uint32(Level))
+	}
 	d := New().draft()
+	d.level = header.GetFeatureLevel()
 	d.index, d.stamp, d.epoch, d.revision = header.GetIndex(), header.GetStamp(), header.GetEpoch(), header.GetIndex()
 	id, err := hierarchy.IDFromBytes(header.GetClusterId())
 	if err != nil {
 		return nil, err
 	}
 	d.cluster = hierarchy.ClusterID{ID: id}
+	if d.Initialised() != (d.level > 0) {
+		return nil, fmt.Errorf("it is of cluster %s and feature level %d", d.cluster, d.level)
+	}
 
 	last := position{}
 	for i := range header.GetRecords() {
@@ -217,6 +228,9 @@ func (in *recordReader) state() (*State, error) {
 			return nil, fmt.Errorf("record %d is not encoded as it is to be", i)
 		}
 		last = at
+	}
+	if err := d.checkWhole(); err != nil {
+		return nil, err
 	}
 	for svc := range d.Services() {
 		d.compilePolicy(svc.Name)

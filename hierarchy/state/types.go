@@ -15,9 +15,10 @@ type Region struct {
 	ID          hierarchy.RegionID
 	Name        string
 	Role        hierarchy.RegionRole
-	Identity    []byte // SubjectPublicKeyInfo (DER) of the token's identity key
-	KDF         string // profile of bridges; empty: none
-	MintingNode hierarchy.NodeID
+	Identity    []byte           // SubjectPublicKeyInfo (DER) of the token's identity key; a witness has none
+	KDF         string           // profile of bridges; empty: none
+	MintingNode hierarchy.NodeID // zero: a witness has none, nor has a region without nodes
+	AddedIndex  uint64           // of the command that added it
 }
 
 // Node is a member of the cluster.
@@ -25,7 +26,29 @@ type Node struct {
 	ID     hierarchy.NodeID
 	Name   string
 	Region hierarchy.RegionID
-	Voter  bool
+	// Voter is whether the node is to vote. Raft's own configuration follows it.
+	Voter    bool
+	Address  string // host:port for its peers; empty: it has none
+	Identity []byte // SubjectPublicKeyInfo (DER) of the node's own key, in a witness region only
+}
+
+// RemovedNode was a member. Its ID is never a member's again.
+type RemovedNode struct {
+	ID        hierarchy.NodeID
+	Name      string // may be another node's by now
+	Region    hierarchy.RegionID
+	RemovedAt time.Time
+}
+
+// Invitation lets one node join, once, as what stands here and as nothing else.
+type Invitation struct {
+	ID        hierarchy.ID
+	ProofHash [32]byte
+	Node      string
+	Region    string
+	Role      hierarchy.RegionRole // of the region, which may not be there yet
+	Voter     bool
+	ExpiresAt time.Time // cluster time
 }
 
 // Tenant is one key domain.

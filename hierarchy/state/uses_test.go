@@ -259,7 +259,7 @@ func TestReservedIsWithinTheLimit(t *testing.T) {
 
 const (
 	goldenLimits     = "testdata/v1-limits.snapshot"
-	goldenLimitsHash = "ef175292c9a3918445b954af834a7c399970c3fe21f1533311fad0fc096d0369"
+	goldenLimitsHash = "ac4677e2bd275482e2d7814e87ae17c0ee1a7ec0a818bbe8c491c9a8dcbf9442"
 )
 
 // The first snapshots had no limits, and these have: both must stay readable.

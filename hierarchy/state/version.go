@@ -26,6 +26,14 @@ func (d *draft) newVersion(t *Tenant, number uint32, cause RotationCause) *Versi
 	return v
 }
 
+// base is what a version is, or would be if it were resumed.
+func base(v *Version) hierarchy.VersionState {
+	if v.State == hierarchy.Suspended {
+		return v.ResumeTo
+	}
+	return v.State
+}
+
 // minted tells whether each region holds its objects.
 func (v *Version) minted() bool {
 	return !slices.ContainsFunc(v.Regions, func(r RegionKey) bool { return !r.Minted })
@@ -144,13 +152,23 @@ func (d *draft) restartMinting(m *commandpb.RestartMinting) error {
 	if m.GetAttempt() != v.Attempt+1 {
 		return fmt.Errorf("%w: %s is at minting attempt %d, the next is not %d", hierarchy.ErrFailedPrecondition, name, v.Attempt, m.GetAttempt())
 	}
+	d.putVersion(k, nextAttempt(v))
+	return nil
+}
+
+// nextAttempt gives up the attempt that a version is at.
+func nextAttempt(v *Version) *Version {
 	next := copyOf(v)
 	next.Attempt++
-	for i := range next.Regions {
-		next.Regions[i] = RegionKey{Region: next.Regions[i].Region}
+	next.forgetMinted()
+	return next
+}
+
+// forgetMinted leaves nothing of what regions have recorded.
+func (v *Version) forgetMinted() {
+	for i := range v.Regions {
+		v.Regions[i] = RegionKey{Region: v.Regions[i].Region}
 	}
-	d.putVersion(k, next)
-	return nil
 }
 
 // activate makes v the active version and the one before deactivated, also if that is suspended.
