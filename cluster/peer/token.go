@@ -29,8 +29,10 @@ type JoinToken struct {
 	Node   string
 	Region string
 	// Role is the region's: voting, replica or witness.
-	Role    string
-	Expires time.Time
+	Role string
+	// NewRegion tells that the region was not there when the node was invited.
+	NewRegion bool
+	Expires   time.Time
 }
 
 const (
@@ -50,7 +52,8 @@ var tokenText = base64.RawURLEncoding.Strict()
 func (t *JoinToken) Encode() string {
 	m := &peerpb.JoinToken{
 		ClusterId: t.Cluster.ID[:], CaSha256: t.CA[:], InvitationId: t.Invitation[:], Secret: t.Secret[:],
-		Addresses: t.Addresses, Node: t.Node, Region: t.Region, Role: t.Role, ExpiresAt: t.Expires.UnixNano(),
+		Addresses: t.Addresses, Node: t.Node, Region: t.Region, Role: t.Role, NewRegion: t.NewRegion,
+		ExpiresAt: t.Expires.UnixNano(),
 	}
 	b, err := m.MarshalVT()
 	if err != nil {
@@ -92,7 +95,8 @@ func parseToken(s string) (*JoinToken, error) {
 	}
 	defer clear(m.Secret)
 	t := &JoinToken{
-		Addresses: m.Addresses, Node: m.Node, Region: m.Region, Role: m.Role, Expires: time.Unix(0, m.ExpiresAt),
+		Addresses: m.Addresses, Node: m.Node, Region: m.Region, Role: m.Role, NewRegion: m.NewRegion,
+		Expires: time.Unix(0, m.ExpiresAt),
 	}
 	if t.Cluster.ID, err = hierarchy.IDFromBytes(m.ClusterId); err != nil {
 		return nil, err
