@@ -854,14 +854,16 @@ type JoinToken struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// SHA-256 of the DER of the certificate authority's certificate that the inviting node's chain ends in.
-	CaSha256      []byte   `protobuf:"bytes,2,opt,name=ca_sha256,json=caSha256,proto3" json:"ca_sha256,omitempty"`
-	InvitationId  []byte   `protobuf:"bytes,3,opt,name=invitation_id,json=invitationId,proto3" json:"invitation_id,omitempty"`
-	Secret        []byte   `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`       // 32 bytes; the proof is SHA-256("kekd join proof v1" || secret)
-	Addresses     []string `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // of members
-	Node          string   `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
-	Region        string   `protobuf:"bytes,7,opt,name=region,proto3" json:"region,omitempty"`
-	Role          string   `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`
-	ExpiresAt     int64    `protobuf:"varint,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	CaSha256     []byte   `protobuf:"bytes,2,opt,name=ca_sha256,json=caSha256,proto3" json:"ca_sha256,omitempty"`
+	InvitationId []byte   `protobuf:"bytes,3,opt,name=invitation_id,json=invitationId,proto3" json:"invitation_id,omitempty"`
+	Secret       []byte   `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`       // 32 bytes; the proof is SHA-256("kekd join proof v1" || secret)
+	Addresses    []string `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // of members
+	Node         string   `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	Region       string   `protobuf:"bytes,7,opt,name=region,proto3" json:"region,omitempty"`
+	Role         string   `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`
+	ExpiresAt    int64    `protobuf:"varint,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// The region is not there yet: its token has to be one that no cluster has. Else it is one that exists.
+	NewRegion     bool `protobuf:"varint,10,opt,name=new_region,json=newRegion,proto3" json:"new_region,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -959,6 +961,13 @@ func (x *JoinToken) GetExpiresAt() int64 {
 	return 0
 }
 
+func (x *JoinToken) GetNewRegion() bool {
+	if x != nil {
+		return x.NewRegion
+	}
+	return false
+}
+
 var File_peer_proto protoreflect.FileDescriptor
 
 const file_peer_proto_rawDesc = "" +
@@ -1024,7 +1033,7 @@ const file_peer_proto_rawDesc = "" +
 	"\tregion_id\x18\x03 \x01(\fR\bregionId\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12.\n" +
 	"\amembers\x18\x05 \x03(\v2\x14.kekd.peer.v1.MemberR\amembers\x12\x12\n" +
-	"\x04role\x18\x06 \x01(\tR\x04role\"\x81\x02\n" +
+	"\x04role\x18\x06 \x01(\tR\x04role\"\xa0\x02\n" +
 	"\tJoinToken\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x1b\n" +
@@ -1036,7 +1045,10 @@ const file_peer_proto_rawDesc = "" +
 	"\x06region\x18\a \x01(\tR\x06region\x12\x12\n" +
 	"\x04role\x18\b \x01(\tR\x04role\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\t \x01(\x03R\texpiresAt*~\n" +
+	"expires_at\x18\t \x01(\x03R\texpiresAt\x12\x1d\n" +
+	"\n" +
+	"new_region\x18\n" +
+	" \x01(\bR\tnewRegion*~\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_DECIDED\x10\x01\x12\x18\n" +
