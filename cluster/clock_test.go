@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/hierarchy"
 )
 
 func TestClusterClock(t *testing.T) {
@@ -89,10 +90,74 @@ func TestClusterClockNeverGoesBack(t *testing.T) {
 			if next.Before(last) {
 				t.Fatalf("from %v back to %v", last, next)
 			}
-			if next.Sub(last) > passed+time.Hour {
+			if next.Sub(last) > passed+5*time.Minute {
 				t.Fatalf("%v passed, and cluster time went on by %v", passed, next.Sub(last))
 			}
 			last = next
 		}
 	})
+}
+
+// Several voters: one clock that is wrong moves nothing, whoever's it is, and nothing is followed
+// that no majority has told.
+func TestClusterClockFollowsTheMedian(t *testing.T) {
+	day := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	self, b, c := hierarchy.NodeID{ID: hierarchy.ID{1}}, hierarchy.NodeID{ID: hierarchy.ID{2}}, hierarchy.NodeID{ID: hierarchy.ID{3}}
+	const year = 365 * 24 * time.Hour
+	type told struct{ own, b, c time.Duration } // since day; of b and c: 0 is nothing
+	for _, tc := range []struct {
+		name string
+		told []told        // a second apart
+		want time.Duration // since day, after the last
+	}{
+		{"all agree", []told{{time.Second, time.Second, time.Second}, {2 * time.Second, 2 * time.Second, 2 * time.Second}}, 2 * time.Second},
+		{"the leader's jumps an hour", []told{{0, time.Second, time.Second}, {time.Hour, 2 * time.Second, 2 * time.Second}}, 2 * time.Second},
+		{"the leader's jumps a year back", []told{{0, time.Second, time.Second}, {-year, 2 * time.Second, 2 * time.Second}}, 2 * time.Second},
+		{"the leader's is a year ahead from the start", []told{{year, time.Second, time.Second}, {year + time.Second, 2 * time.Second, 2 * time.Second}}, 2 * time.Second},
+		{"another's is a minute ahead", []told{{0, time.Minute, time.Second}, {time.Second, time.Minute + time.Second, 2 * time.Second}}, 2 * time.Second},
+		{"a majority is somewhat ahead", []told{{0, time.Minute, time.Minute}, {time.Second, time.Minute + time.Second, time.Minute + time.Second}}, time.Minute + time.Second},
+		{"a majority jumps an hour", []told{{time.Second, time.Second, time.Second}, {2 * time.Second, time.Hour, time.Hour}}, 2 * time.Second},
+		{"two have told, and one of them is wrong", []told{{0, time.Minute, 0}, {time.Second, time.Minute + time.Second, 0}}, time.Second},
+		// Nothing is measured before there is a majority's word: the floor stands.
+		{"nobody but the leader has told", []told{{time.Minute, 0, 0}, {time.Minute + time.Second, 0, 0}}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			age := new(setClock)
+			var wall time.Time
+			clock := cluster.NewVotedClock(self, age, func() time.Time { return wall }, slog.New(slog.DiscardHandler))
+			var got time.Time
+			for i, is := range tc.told {
+				if i > 0 {
+					age.advance(time.Second)
+				}
+				wall = day.Add(is.own)
+				if is.b != 0 {
+					clock.Report(b, day.Add(is.b))
+				}
+				if is.c != 0 {
+					clock.Report(c, day.Add(is.c))
+				}
+				got = clock.Stamp(day, self, b, c)
+			}
+			if want := day.Add(tc.want); !got.Equal(want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+func TestClusterClockForgetsWhoIsSilent(t *testing.T) {
+	day := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	self, b, c := hierarchy.NodeID{ID: hierarchy.ID{1}}, hierarchy.NodeID{ID: hierarchy.ID{2}}, hierarchy.NodeID{ID: hierarchy.ID{3}}
+	age := new(setClock)
+	wall := day
+	clock := cluster.NewVotedClock(self, age, func() time.Time { return wall }, slog.New(slog.DiscardHandler))
+	clock.Report(b, day)
+	clock.Report(c, day)
+	clock.Stamp(day, self, b, c)
+	age.advance(time.Hour) // and the others have said nothing since
+	wall = day.Add(time.Hour + time.Minute)
+	if got, want := clock.Stamp(day, self, b, c), day.Add(time.Hour); !got.Equal(want) {
+		t.Errorf("got %v, want %v: a minority's clock is followed", got, want)
+	}
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,15 +11,23 @@ import (
 
 	"github.com/kekd/kekd/cluster/lease"
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 // Config is what a node needs from its surroundings.
 type Config struct {
 	// Dir is the node's own directory; nothing else lives in it.
 	Dir string
-	// Transport reaches the peers, and has an address that they know this node by. It must be able to
-	// ask for pre-votes. The node closes it.
-	Transport raft.Transport
+	// Peers says how nodes reach each other; nil: this one is alone, and has no port.
+	Peers *Peers
+	// Forwarded is asked by a leader before it proposes what another node brings: it authorises the
+	// command, and keeps a durable record that it was asked for. done is told what became of it, and makes
+	// that durable as well. Nil: everything is allowed, and nothing recorded.
+	Forwarded func(ctx context.Context, origin state.Node, c *commandpb.Command) (done func(state.Result, error) error, err error)
+	// TokenHealthy tells whether this node's token answers, so that it may be asked to mint; nil: it has none.
+	// It must be quick.
+	TokenHealthy func() bool
 	// Clock measures leases, and time between wall clocks; lease.AgeClock if nil.
 	Clock lease.Clock
 	// Wall is the wall clock; time.Now if nil.
@@ -32,6 +41,12 @@ type Config struct {
 	wrapStable func(raft.StableStore) raft.StableStore
 	// adjust changes raft's settings for tests that cannot wait.
 	adjust func(*raft.Config)
+	// diskPatience is how long a store may take; [diskPatience] if 0.
+	diskPatience time.Duration
+	// transport and calls take the place of the port, in tests that have many nodes in one process. The node
+	// closes the transport.
+	transport raft.Transport
+	calls     calls
 }
 
 func (c Config) withDefaults() Config {
@@ -44,6 +59,9 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	if c.diskPatience == 0 {
+		c.diskPatience = diskPatience
+	}
 	return c
 }
 
@@ -51,12 +69,13 @@ func (c Config) check() error {
 	if c.Dir == "" {
 		return fmt.Errorf("%w: no directory for the cluster's data", hierarchy.ErrInvalidArgument)
 	}
-	if c.Transport == nil {
-		return fmt.Errorf("%w: no transport", hierarchy.ErrInvalidArgument)
-	}
-	// Raft would do without, silently: a node that was cut off would then raise the term and depose
-	// the leader each time that it comes back.
-	if _, ok := c.Transport.(raft.WithPreVote); !ok {
+	return nil
+}
+
+// mustPreVote refuses a transport that cannot ask for pre-votes. Raft would do without, silently: a node
+// that was cut off would then raise the term and depose the leader each time that it comes back.
+func mustPreVote(t raft.Transport) error {
+	if _, ok := t.(raft.WithPreVote); !ok {
 		return errors.New("the transport cannot ask for pre-votes")
 	}
 	return nil
@@ -101,3 +120,7 @@ func (c Config) raft(id hierarchy.NodeID, notify chan<- bool) *raft.Config {
 
 // serverID is a node's name in raft's configuration.
 func serverID(id hierarchy.NodeID) raft.ServerID { return raft.ServerID(id.String()) }
+
+// serverAddress is a node's address in raft's configuration: its ID again. Where it really is says the
+// hierarchy, so that a node which moves changes no configuration.
+func serverAddress(id hierarchy.NodeID) raft.ServerAddress { return raft.ServerAddress(id.String()) }

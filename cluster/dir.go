@@ -19,6 +19,7 @@ import (
 //
 //	lock              held by the process that uses the directory, for as long as it lives
 //	raft/node.json    which node of which cluster this is
+//	raft/introduced.json  of a node that joined: who the members were then
 //	raft/log.db       the log
 //	raft/stable.db    term and vote
 //	raft/snapshots/
@@ -45,6 +46,9 @@ type identity struct {
 	Format  int                 `json:"format"`
 	Cluster hierarchy.ClusterID `json:"cluster_id"`
 	Node    hierarchy.NodeID    `json:"node_id"`
+	// Joined tells that the node came to a cluster that was there: its log may be empty until the
+	// leader sends it.
+	Joined bool `json:"joined,omitempty"`
 }
 
 // Identify tells of which node in which cluster a directory is. [ErrUninitialised] if of none.

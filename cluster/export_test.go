@@ -1,12 +1,14 @@
 package cluster
 
 import (
+	"context"
 	"log/slog"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/kekd/kekd/cluster/lease"
+	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
 )
 
@@ -15,7 +17,54 @@ import (
 
 func (c *Config) WrapLog(f func(raft.LogStore) raft.LogStore)          { c.wrapLog = f }
 func (c *Config) WrapStable(f func(raft.StableStore) raft.StableStore) { c.wrapStable = f }
-func (c *Config) Adjust(f func(*raft.Config))                          { c.adjust = f }
+
+// Network takes the place of the port.
+func (c *Config) Network(t raft.Transport, reach func(context.Context, hierarchy.NodeID) (peerpb.PeerClient, error)) {
+	c.transport = t
+	if reach != nil {
+		c.calls = reached(reach)
+	}
+}
+
+type reached func(context.Context, hierarchy.NodeID) (peerpb.PeerClient, error)
+
+func (r reached) Peer(ctx context.Context, id hierarchy.NodeID) (peerpb.PeerClient, error) {
+	return r(ctx, id)
+}
+
+// Answers is what a node answers a peer that has proved who it is.
+func (n *Node) Answers(from hierarchy.NodeID) peerpb.PeerServer { return answers{n: n, from: from} }
+
+type answers struct {
+	peerpb.UnimplementedPeerServer
+	n    *Node
+	from hierarchy.NodeID
+}
+
+func (a answers) RenewLease(ctx context.Context, m *peerpb.RenewLeaseRequest) (*peerpb.RenewLeaseResponse, error) {
+	return a.n.renewLease(ctx, a.from, m)
+}
+
+func (a answers) Propose(ctx context.Context, m *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+	return a.n.propose(ctx, a.from, m), nil
+}
+
+func (a answers) Members(context.Context, *peerpb.MembersRequest) (*peerpb.MembersResponse, error) {
+	return a.n.members(), nil
+}
+
+func (a answers) TransferLeadership(ctx context.Context, m *peerpb.TransferLeadershipRequest) (*peerpb.TransferLeadershipResponse, error) {
+	code, text := words(a.n.transferHere(ctx, m.GetNodeId()))
+	return &peerpb.TransferLeadershipResponse{ErrorCode: code, ErrorMessage: text}, nil
+}
+
+// JoinAs is the call of who has a certificate with this name.
+func (n *Node) JoinAs(ctx context.Context, certified string, m *peerpb.JoinRequest) *peerpb.JoinResponse {
+	return n.join(ctx, certified, m)
+}
+
+func (c *Config) DiskPatience(d time.Duration) { c.diskPatience = d }
+func (c *Config) Adjust(f func(*raft.Config))  { c.adjust = f }
 
 func NewLogStore(path string) (interface {
 	raft.LogStore
@@ -31,13 +80,29 @@ func NewStableStore(kv interface {
 	return &stableStore{kv}
 }
 
-func NewClusterClock(age lease.Clock, wall func() time.Time, log *slog.Logger) func(floor time.Time) time.Time {
-	c := &clusterClock{age: age, wall: wall, log: log}
-	return c.stamp
+func NewClusterClock(age lease.Clock, wall func() time.Time, log *slog.Logger) func(floor time.Time, voters ...hierarchy.NodeID) time.Time {
+	return NewVotedClock(hierarchy.NodeID{}, age, wall, log).Stamp
+}
+
+// VotedClock is the clock of a node of several.
+type VotedClock struct{ c *clusterClock }
+
+func NewVotedClock(self hierarchy.NodeID, age lease.Clock, wall func() time.Time, log *slog.Logger) VotedClock {
+	return VotedClock{newClusterClock(self, age, wall, log)}
+}
+
+func (v VotedClock) Report(of hierarchy.NodeID, wall time.Time) { v.c.report(of, wall) }
+
+// Stamp is with these voters; none: it is the only one.
+func (v VotedClock) Stamp(floor time.Time, voters ...hierarchy.NodeID) time.Time {
+	if len(voters) == 0 {
+		voters = []hierarchy.NodeID{v.c.self}
+	}
+	return v.c.stamp(floor, voters)
 }
 
 // NewFSM is what raft has of a node of a cluster.
-func NewFSM(of hierarchy.ClusterID) raft.FSM { return newFSM(of, newFailure()) }
+func NewFSM(of hierarchy.ClusterID) raft.FSM { return newFSM(of, newFailure(diskPatience)) }
 
 // Raft gives what raft itself offers, to bring about what a peer would.
 func (n *Node) Raft() *raft.Raft { return n.raft }

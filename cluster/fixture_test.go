@@ -43,8 +43,7 @@ func tick() *commandpb.Command {
 
 // config is that of a node in dir, which elects itself sooner than a real one.
 func config(dir string) cluster.Config {
-	_, transport := raft.NewInmemTransport("one")
-	cfg := cluster.Config{Dir: dir, Transport: transport, Logger: slog.New(slog.DiscardHandler)}
+	cfg := cluster.Config{Dir: dir, Logger: slog.New(slog.DiscardHandler)}
 	cfg.Adjust(quick)
 	return cfg
 }

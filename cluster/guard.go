@@ -10,26 +10,34 @@ import (
 
 // The guards stand between raft and its stores. An error of a store ends the node before raft sees
 // it: raft takes a failed write as one that had no effect, steps down or tries again, and goes on
-// with its memory ahead of the disk. After a failed fsync nobody knows what the disk holds.
+// with its memory ahead of the disk. After a failed fsync nobody knows what the disk holds. One that does
+// not answer ends the node as well.
 
 type guardedLog struct {
 	inner raft.LogStore
 	fail  *failure
 }
 
+const (
+	theLog    = "log store"
+	theStable = "stable store"
+)
+
 func (g *guardedLog) must(what string, err error) {
 	if err != nil {
-		g.fail.failForGood(fmt.Errorf("the log store cannot %s: %w", what, err))
+		g.fail.failForGood(fmt.Errorf("the %s cannot %s: %w", theLog, what, err))
 	}
 }
 
 func (g *guardedLog) FirstIndex() (uint64, error) {
+	defer g.fail.watched(theLog, "tell its first entry")()
 	i, err := g.inner.FirstIndex()
 	g.must("tell its first entry", err)
 	return i, nil
 }
 
 func (g *guardedLog) LastIndex() (uint64, error) {
+	defer g.fail.watched(theLog, "tell its last entry")()
 	i, err := g.inner.LastIndex()
 	g.must("tell its last entry", err)
 	return i, nil
@@ -37,6 +45,7 @@ func (g *guardedLog) LastIndex() (uint64, error) {
 
 // GetLog lets ErrLogNotFound pass: raft asks for entries that may have been compacted.
 func (g *guardedLog) GetLog(index uint64, log *raft.Log) error {
+	defer g.fail.watched(theLog, "read an entry")()
 	err := g.inner.GetLog(index, log)
 	if errors.Is(err, raft.ErrLogNotFound) {
 		return raft.ErrLogNotFound
@@ -48,11 +57,13 @@ func (g *guardedLog) GetLog(index uint64, log *raft.Log) error {
 func (g *guardedLog) StoreLog(log *raft.Log) error { return g.StoreLogs([]*raft.Log{log}) }
 
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
+	defer g.fail.watched(theLog, "write entries")()
 	g.must("write entries", g.inner.StoreLogs(logs))
 	return nil
 }
 
 func (g *guardedLog) DeleteRange(from, to uint64) error {
+	defer g.fail.watched(theLog, "delete entries")()
 	g.must("delete entries", g.inner.DeleteRange(from, to))
 	return nil
 }
@@ -68,25 +79,29 @@ func (g *guardedStable) must(what string, err error) error {
 		return raftboltdb.ErrKeyNotFound
 	}
 	if err != nil {
-		g.fail.failForGood(fmt.Errorf("the stable store cannot %s: %w", what, err))
+		g.fail.failForGood(fmt.Errorf("the %s cannot %s: %w", theStable, what, err))
 	}
 	return nil
 }
 
 func (g *guardedStable) Set(key, value []byte) error {
+	defer g.fail.watched(theStable, "write "+string(key))()
 	return g.must("write "+string(key), g.inner.Set(key, value))
 }
 
 func (g *guardedStable) Get(key []byte) ([]byte, error) {
+	defer g.fail.watched(theStable, "read "+string(key))()
 	v, err := g.inner.Get(key)
 	return v, g.must("read "+string(key), err)
 }
 
 func (g *guardedStable) SetUint64(key []byte, value uint64) error {
+	defer g.fail.watched(theStable, "write "+string(key))()
 	return g.must("write "+string(key), g.inner.SetUint64(key, value))
 }
 
 func (g *guardedStable) GetUint64(key []byte) (uint64, error) {
+	defer g.fail.watched(theStable, "read "+string(key))()
 	v, err := g.inner.GetUint64(key)
 	return v, g.must("read "+string(key), err)
 }

@@ -40,6 +40,17 @@ func Init(cfg Config, first *commandpb.InitCluster) error {
 		return err
 	}
 
+	return create(cfg, id, func(dir string) error {
+		s, err := openStores(dir, cfg)
+		if err != nil {
+			return err
+		}
+		return errors.Join(bootstrap(cfg, s, id, data), s.close())
+	})
+}
+
+// create makes a node's directory, with what fill puts into it, all at once.
+func create(cfg Config, id identity, fill func(dir string) error) error {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return err
 	}
@@ -62,7 +73,7 @@ func Init(cfg Config, first *commandpb.InitCluster) error {
 	if err := os.Mkdir(building, 0o700); err != nil {
 		return err
 	}
-	if err := build(cfg, building, id, data); err != nil {
+	if err := build(building, id, fill); err != nil {
 		return errors.Join(fmt.Errorf("make the node in %s: %w", building, err), os.RemoveAll(building))
 	}
 	if err := os.Rename(building, filepath.Join(cfg.Dir, raftDir)); err != nil {
@@ -92,16 +103,8 @@ func mustBeEmpty(dir string) error {
 	return nil
 }
 
-// build makes the stores of a cluster of one: raft's configuration is entry 1 and the first command
-// entry 2, of the term that bootstrapping sets. The only voter has them, so they are as good as
-// committed, and are when it is first elected.
-func build(cfg Config, dir string, id identity, command []byte) error {
-	s, err := openStores(dir, cfg)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(bootstrap(cfg, s, id, command), s.close())
-	if err != nil {
+func build(dir string, id identity, fill func(dir string) error) error {
+	if err := fill(dir); err != nil {
 		return err
 	}
 	if err := writeIdentity(dir, id); err != nil {
@@ -110,11 +113,15 @@ func build(cfg Config, dir string, id identity, command []byte) error {
 	return syncDir(dir)
 }
 
+// bootstrap makes the stores of a cluster of one: raft's configuration is entry 1 and the first command
+// entry 2, of the term that bootstrapping sets. The only voter has them, so they are as good as
+// committed, and are when it is first elected.
 func bootstrap(cfg Config, s *stores, id identity, command []byte) error {
 	servers := raft.Configuration{Servers: []raft.Server{{
-		Suffrage: raft.Voter, ID: serverID(id.Node), Address: cfg.Transport.LocalAddr(),
+		Suffrage: raft.Voter, ID: serverID(id.Node), Address: serverAddress(id.Node),
 	}}}
-	if err := raft.BootstrapCluster(cfg.raft(id.Node, nil), s.log, s.stable, s.snaps, cfg.Transport, servers); err != nil {
+	_, nowhere := raft.NewInmemTransport(serverAddress(id.Node)) // bootstrapping sends nothing
+	if err := raft.BootstrapCluster(cfg.raft(id.Node, nil), s.log, s.stable, s.snaps, nowhere, servers); err != nil {
 		return err
 	}
 	last := new(raft.Log)

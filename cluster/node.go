@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -28,6 +29,16 @@ type Node struct {
 	clock   *clusterClock
 	keeper  *lease.Keeper
 	failure *failure
+
+	started   atomic.Pointer[raft.Raft] // raft, for those who may ask before it runs
+	network   *network                  // nil: no port
+	calls     calls                     // nil: no peers
+	directory *directory
+	ticks     *ticks
+	roll      *roll
+	driver    driver
+	run       [16]byte // this run of the process: the incarnation
+	shunned   atomic.Pointer[shunned]
 
 	leadership signal
 	stop       context.CancelFunc
@@ -50,13 +61,16 @@ func Open(cfg Config) (_ *Node, err error) {
 	if _, err := readIdentity(cfg.Dir); err != nil {
 		return nil, err // before the lock, which would make a file in any directory
 	}
-	n := &Node{cfg: cfg, failure: newFailure()}
+	n := &Node{cfg: cfg, failure: newFailure(cfg.diskPatience), driver: newDriver(), run: hierarchy.NewID()}
 	if n.lock, err = lock(cfg.Dir); err != nil {
 		return nil, err
 	}
 	defer func() {
 		// While raft is stuck in a store that has failed, neither may be closed under it.
 		if err != nil && n.Fault() == nil {
+			if n.network != nil {
+				_ = n.network.close(context.Background())
+			}
 			if n.stores != nil {
 				n.stores.close()
 			}
@@ -66,11 +80,23 @@ func Open(cfg Config) (_ *Node, err error) {
 	if n.id, err = readIdentity(cfg.Dir); err != nil {
 		return nil, err
 	}
-	if n.stores, err = openVerified(filepath.Join(cfg.Dir, raftDir), cfg, n.id.Cluster); err != nil {
+	dir := filepath.Join(cfg.Dir, raftDir)
+	told, err := readIntroductions(dir)
+	if err != nil {
+		return nil, err
+	}
+	if n.stores, err = n.openStores(dir); err != nil {
 		return nil, err
 	}
 	n.fsm = newFSM(n.id.Cluster, n.failure)
-	n.clock = &clusterClock{age: cfg.Clock, wall: cfg.Wall, log: cfg.Logger}
+	n.clock = newClusterClock(n.id.Node, cfg.Clock, cfg.Wall, cfg.Logger)
+	n.roll = newRoll(cfg.Clock)
+	n.ticks = &ticks{propose: n.proposeTick}
+	n.directory = &directory{n: n, told: told}
+	transport, err := n.connect()
+	if err != nil {
+		return nil, err
+	}
 
 	var logs raft.LogStore = n.stores.log
 	if cfg.wrapLog != nil {
@@ -82,20 +108,85 @@ func Open(cfg Config) (_ *Node, err error) {
 	}
 	// Raft blocks when nobody reads what it notifies, so it is read at once, whatever else goes on.
 	notify := make(chan bool, 16)
-	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure}, &guardedStable{stable, n.failure}); err != nil {
+	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure}, &guardedStable{stable, n.failure}, transport); err != nil {
 		return nil, fmt.Errorf("start raft in %s: %w", cfg.Dir, err)
 	}
+	n.started.Store(n.raft)
 
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop, n.stopped = stop, ctx.Done()
 	n.keeper = lease.NewKeeper(cfg.Clock, n, func() time.Duration { return lease.Interval(n.State().MinStaleness()) }, cfg.Logger)
 	n.running.Go(func() { n.watchLeadership(ctx, notify) })
 	n.running.Go(func() { n.keeper.Run(ctx) })
+	if n.calls != nil {
+		n.running.Go(func() { n.drive(ctx) })
+		n.running.Go(func() { n.keepInTouch(ctx) })
+		n.running.Go(func() { n.remember(ctx) })
+	}
+	if n.network != nil {
+		n.network.serve(n)
+		n.running.Go(func() { n.leaveTheOthers(ctx) })
+	}
 	return n, nil
 }
 
+// openStores does not wait for a disk that hangs.
+func (n *Node) openStores(dir string) (*stores, error) {
+	type opened struct {
+		stores *stores
+		err    error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		defer runtime.KeepAlive(n)
+		s, err := openVerified(dir, n.cfg, n.id)
+		done <- opened{s, err}
+	}()
+	// Reading a log of some megabytes takes less than a second; that of a disk that is only slow, some.
+	timer := time.NewTimer(openPatience)
+	defer timer.Stop()
+	select {
+	case o := <-done:
+		return o.stores, o.err
+	case <-timer.C:
+		n.failure.fail(fmt.Errorf("the stores in %s are not open after %v: the disk hangs", dir, openPatience))
+		return nil, n.Fault()
+	}
+}
+
+const openPatience = 30 * time.Second
+
+// connect opens what reaches the others, if there may be any.
+func (n *Node) connect() (raft.Transport, error) {
+	switch {
+	case n.cfg.transport != nil:
+		n.calls = n.cfg.calls
+		return n.cfg.transport, mustPreVote(n.cfg.transport)
+	case n.cfg.Peers != nil:
+		w, err := n.listen(n.cfg.Peers)
+		if err != nil {
+			return nil, err
+		}
+		n.network, n.calls = w, w
+		t := w.port.Transport()
+		return t, mustPreVote(t)
+	}
+	_, alone := raft.NewInmemTransport(serverAddress(n.id.Node))
+	return alone, mustPreVote(alone)
+}
+
+// leaveTheOthers closes the port as soon as this node has failed: raft's heartbeats go on while its stores
+// are stuck, and the others would keep a leader that commits nothing.
+func (n *Node) leaveTheOthers(ctx context.Context) {
+	select {
+	case <-n.failure.done:
+		_ = n.network.close(context.Background())
+	case <-ctx.Done():
+	}
+}
+
 // startRaft does not wait for a store that has failed: the guards never return to raft then.
-func (n *Node) startRaft(notify chan<- bool, logs raft.LogStore, stable raft.StableStore) (*raft.Raft, error) {
+func (n *Node) startRaft(notify chan<- bool, logs raft.LogStore, stable raft.StableStore, transport raft.Transport) (*raft.Raft, error) {
 	type started struct {
 		raft *raft.Raft
 		err  error
@@ -103,7 +194,7 @@ func (n *Node) startRaft(notify chan<- bool, logs raft.LogStore, stable raft.Sta
 	done := make(chan started, 1)
 	go func() {
 		defer runtime.KeepAlive(n) // also when nobody else has it any more: it has the lock
-		r, err := raft.NewRaft(n.cfg.raft(n.id.Node, notify), n.fsm, logs, stable, n.stores.snaps, n.cfg.Transport)
+		r, err := raft.NewRaft(n.cfg.raft(n.id.Node, notify), n.fsm, logs, stable, n.stores.snaps, transport)
 		done <- started{r, err}
 	}()
 	select {
@@ -128,11 +219,38 @@ func (n *Node) watchLeadership(ctx context.Context, notify <-chan bool) {
 		n.leadership.fire()
 		n.keeper.Kick()
 		select {
-		case <-notify:
+		case leads := <-notify:
+			if leads {
+				n.roll.begin()
+			}
+			n.leads(leads)
 		case <-seen:
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// leaveTimeout is how long a leader that stops waits for another to take over: that is one message, and the others
+// would find out by themselves within an election.
+const leaveTimeout = 500 * time.Millisecond
+
+// leave hands leadership on, if there is somebody to take it.
+func (n *Node) leave(ctx context.Context) {
+	if n.calls == nil || n.Fault() != nil || !n.IsLeader() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	if _, err := n.handOn(ctx, n.State(), n.roll.call(), "it stops"); err != nil {
+		n.cfg.Logger.Warn("leadership was not handed on; the others elect a leader", "error", err)
+	}
+}
+
+// leads tells the port whether this node leads.
+func (n *Node) leads(is bool) {
+	if n.network != nil {
+		n.network.port.Lead(is)
 	}
 }
 
@@ -224,11 +342,17 @@ func (n *Node) Snapshot(ctx context.Context) error {
 // Close stops the node. If raft does not stop before ctx ends, because a store hangs or has failed,
 // the directory stays locked and open until the process ends, which then is the only way out.
 func (n *Node) Close(ctx context.Context) error {
+	n.leave(ctx)
 	n.stop() // no more renewals, and who waits is told
 	done := make(chan error, 1)
 	go func() {
 		n.running.Wait()
-		done <- n.raft.Shutdown().Error()
+		n.leads(false)
+		err := n.raft.Shutdown().Error()
+		if n.network != nil {
+			err = errors.Join(err, n.network.close(ctx))
+		}
+		done <- err
 	}()
 	select {
 	case err := <-done:

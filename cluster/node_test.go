@@ -101,12 +101,9 @@ func TestInitRefusals(t *testing.T) {
 		propose(t, open(t, config(dir)), tick())
 	})
 	t.Run("a transport without pre-votes", func(t *testing.T) {
-		cfg := config(t.TempDir())
-		cfg.Transport = struct{ raft.Transport }{cfg.Transport}
-		if err := cluster.Init(cfg, initCluster()); err == nil || !strings.Contains(err.Error(), "pre-vote") {
-			t.Errorf("init: got error %v", err)
-		}
-		cfg.Dir = initialised(t)
+		cfg := config(initialised(t))
+		_, memory := raft.NewInmemTransport("one")
+		cfg.Network(struct{ raft.Transport }{memory}, nil)
 		if _, err := cluster.Open(cfg); err == nil || !strings.Contains(err.Error(), "pre-vote") {
 			t.Errorf("open: got error %v", err)
 		}

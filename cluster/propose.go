@@ -30,26 +30,66 @@ func newCommandID() []byte {
 }
 
 // Propose has the cluster apply a command and returns what became of it when this node has applied
-// it. Format and stamp are filled in, and the idempotency ID if there is none; the command is not
-// changed.
+// it, wherever the leader is. Format and stamp are filled in, and the idempotency ID if there is none; the
+// command is not changed.
 //
 // An error is one of
 //   - what the state machine refused it with, which is in the result too;
-//   - [ErrNotLeader], [hierarchy.ErrInvalidArgument] for a command that is too large: it did not and
-//     will not take effect;
+//   - [ErrNotLeader], [hierarchy.ErrInvalidArgument] for a command that is too large, or what the leader
+//     refused it with before it was proposed: it did not and will not take effect;
 //   - [hierarchy.ErrOutcomeUnknown]: it may or may not. The same command with the same idempotency ID,
 //     which the error names, may be proposed again, and takes effect once.
 //
-// Where no leader is known, it waits for one until ctx ends.
+// Where no leader is known, and while leadership goes from one node to another, it waits for one until ctx
+// ends.
 func (n *Node) Propose(ctx context.Context, c *commandpb.Command) (state.Result, error) {
 	c = &commandpb.Command{Format: state.Format, Id: c.GetId(), Actor: c.GetActor(), Body: c.GetBody()}
 	if len(c.Id) == 0 {
 		c.Id = newCommandID()
 	}
-	if err := n.awaitLeadership(ctx); err != nil {
-		return state.Result{}, err
+	for {
+		change := n.leadership.next()
+		leader, err := n.awaitLeader(ctx)
+		if err != nil {
+			return state.Result{}, err
+		}
+		var res state.Result
+		if leader == n.id.Node {
+			res, err = n.proposeHere(ctx, c)
+		} else {
+			res, err = n.forward(ctx, leader, c)
+		}
+		if !errors.Is(err, ErrNotLeader) || n.calls == nil {
+			return res, err
+		}
+		// Nothing was proposed: it is safe to ask the next leader, or the same one again.
+		select {
+		case <-change:
+		case <-time.After(askAgain):
+		case <-ctx.Done():
+			return state.Result{}, err
+		case <-n.failure.done:
+			return state.Result{}, fmt.Errorf("%w: %w", ErrNotLeader, n.Fault())
+		case <-n.stopped:
+			return state.Result{}, fmt.Errorf("%w: it is stopping", ErrNotLeader)
+		}
 	}
-	c.Stamp = n.clock.stamp(n.State().Stamp()).UnixNano()
+}
+
+// askAgain is how soon a leader is asked again that was not ready to be one.
+const askAgain = 25 * time.Millisecond
+
+// proposeHere is for a node that leads. The command has its ID.
+func (n *Node) proposeHere(ctx context.Context, c *commandpb.Command) (state.Result, error) {
+	s := n.State()
+	if level := state.LevelOf(c); s.Initialised() && level > s.FeatureLevel() {
+		return state.Result{}, fmt.Errorf("%w: not every node knows this command yet: finish the upgrade of all nodes, `kekctl node list` shows which is behind", hierarchy.ErrFailedPrecondition)
+	}
+	c = &commandpb.Command{Format: state.Format, Id: c.GetId(), Actor: c.GetActor(), Body: c.GetBody()}
+	if len(c.Id) == 0 {
+		c.Id = newCommandID()
+	}
+	c.Stamp = n.clock.stamp(s.Stamp(), n.voters(s)).UnixNano()
 	data, err := c.MarshalVT()
 	if err != nil {
 		return state.Result{}, err
@@ -89,6 +129,20 @@ func (n *Node) Propose(ctx context.Context, c *commandpb.Command) (state.Result,
 	return a.res, a.res.Err
 }
 
+// voters are those whose clocks count. A node that has no state yet has only itself.
+func (n *Node) voters(s *state.State) []hierarchy.NodeID {
+	var ids []hierarchy.NodeID
+	for m := range s.Nodes() {
+		if m.Voter {
+			ids = append(ids, m.ID)
+		}
+	}
+	if len(ids) == 0 {
+		ids = append(ids, n.id.Node)
+	}
+	return ids
+}
+
 // outcomeOf draws the line between what did not take effect and what may have.
 func outcomeOf(err error, id []byte) error {
 	switch {
@@ -96,42 +150,30 @@ func outcomeOf(err error, id []byte) error {
 		// Raft gives these before an entry is made.
 		return fmt.Errorf("%w: %w", ErrNotLeader, err)
 	}
-	return fmt.Errorf("%w: %w; repeat it with the idempotency ID %x to learn it", hierarchy.ErrOutcomeUnknown, err, id)
+	return unknown(err, id)
 }
 
-// awaitLeadership returns when this node leads, or at once if another does.
-func (n *Node) awaitLeadership(ctx context.Context) error {
+// awaitLeader returns who leads, once somebody does. A node without peers waits for itself.
+func (n *Node) awaitLeader(ctx context.Context) (hierarchy.NodeID, error) {
 	for {
 		change := n.leadership.next()
 		if n.IsLeader() {
-			return nil
+			return n.id.Node, nil
 		}
 		if leader, ok := n.Leader(); ok && leader != n.id.Node {
-			return fmt.Errorf("%w: node %s does", ErrNotLeader, leader)
+			if n.calls == nil {
+				return leader, fmt.Errorf("%w: node %s does", ErrNotLeader, leader)
+			}
+			return leader, nil
 		}
 		select {
 		case <-change:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: nobody does: %w", ErrNotLeader, ctx.Err())
+			return hierarchy.NodeID{}, fmt.Errorf("%w: nobody does: %w", ErrNotLeader, ctx.Err())
 		case <-n.failure.done:
-			return fmt.Errorf("%w: %w", ErrNotLeader, n.Fault())
+			return hierarchy.NodeID{}, fmt.Errorf("%w: %w", ErrNotLeader, n.Fault())
 		case <-n.stopped:
-			return fmt.Errorf("%w: it is stopping", ErrNotLeader)
+			return hierarchy.NodeID{}, fmt.Errorf("%w: it is stopping", ErrNotLeader)
 		}
 	}
-}
-
-// Renew proposes a Tick, with the hash of the state that this node is at. What it returns proves
-// that this node led when the Tick was committed: raft answers a proposal only if the entry was
-// committed in the term in which this node appended it, and the state machine has applied it.
-//
-// It is the [lease.Renewer] of a node that leads.
-func (n *Node) Renew(ctx context.Context) (uint64, error) {
-	s := n.State()
-	hash := s.Hash()
-	res, err := n.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_Tick{Tick: &commandpb.Tick{StateHash: hash[:], StateIndex: s.Index()}}})
-	if err != nil {
-		return 0, err
-	}
-	return res.Index, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // signal wakes all who wait for the next of something. The channel is made when somebody asks for
@@ -37,14 +38,15 @@ var ErrFailed = errors.New("this node has failed")
 
 // failure is the end of a node's part in the cluster, once.
 type failure struct {
-	once   sync.Once
-	done   chan struct{}
-	err    error // set when done is closed
-	report chan error
+	once     sync.Once
+	done     chan struct{}
+	err      error // set when done is closed
+	report   chan error
+	patience time.Duration // with an operation of a store
 }
 
-func newFailure() *failure {
-	return &failure{done: make(chan struct{}), report: make(chan error, 1)}
+func newFailure(patience time.Duration) *failure {
+	return &failure{done: make(chan struct{}), report: make(chan error, 1), patience: patience}
 }
 
 // fail reports. Only the first failure is told: the others follow from it.

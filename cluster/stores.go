@@ -77,7 +77,7 @@ func (s *stores) close() error {
 
 // openVerified opens the stores of a directory and reads all that is in them, so that damage is
 // found now and not when raft panics over it.
-func openVerified(dir string, cfg Config, cluster hierarchy.ClusterID) (s *stores, err error) {
+func openVerified(dir string, cfg Config, id identity) (s *stores, err error) {
 	for _, name := range []string{logFile, stableFile} {
 		// One that is missing, or empty, would be made anew.
 		info, err := os.Stat(filepath.Join(dir, name))
@@ -94,7 +94,7 @@ func openVerified(dir string, cfg Config, cluster hierarchy.ClusterID) (s *store
 			return err
 		}
 		at = snapshotDir
-		snapshot, err := s.verifySnapshots(cluster)
+		snapshot, err := s.verifySnapshots(id.Cluster)
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func openVerified(dir string, cfg Config, cluster hierarchy.ClusterID) (s *store
 			return err
 		}
 		at = logFile
-		return s.verifyLog(snapshot, term)
+		return s.verifyLog(snapshot, term, id.Joined)
 	})
 	if err != nil {
 		if s != nil {
@@ -185,8 +185,8 @@ func (s *stores) verifySnapshots(cluster hierarchy.ClusterID) (*raft.SnapshotMet
 }
 
 // verifyLog reads every entry. Behind the snapshot none may be missing; before it there may be
-// gaps, which a snapshot from the leader leaves.
-func (s *stores) verifyLog(snapshot *raft.SnapshotMeta, term uint64) error {
+// gaps, which a snapshot from the leader leaves. Only a node that joined may have none at all.
+func (s *stores) verifyLog(snapshot *raft.SnapshotMeta, term uint64, mayBeEmpty bool) error {
 	var covered, lastTerm uint64
 	if snapshot != nil {
 		covered, lastTerm = snapshot.Index, snapshot.Term
@@ -205,7 +205,7 @@ func (s *stores) verifyLog(snapshot *raft.SnapshotMeta, term uint64) error {
 		last, lastTerm = log.Index, log.Term
 		return nil
 	})
-	if err == nil && last == 0 {
+	if err == nil && last == 0 && !mayBeEmpty {
 		err = fmt.Errorf("%w: it is empty, and there is no snapshot", errDamaged)
 	}
 	return err

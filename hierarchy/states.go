@@ -52,3 +52,13 @@ const (
 var regionRoles = [...]string{RoleVoting: "voting", RoleReplica: "replica", RoleWitness: "witness"}
 
 func (r RegionRole) String() string { return stateName(regionRoles[:], uint8(r)) }
+
+// ParseRegionRole reads what [RegionRole.String] writes.
+func ParseRegionRole(name string) (RegionRole, error) {
+	for r, n := range regionRoles {
+		if n == name && n != "" {
+			return RegionRole(r), nil
+		}
+	}
+	return 0, fmt.Errorf("%w: role %q: it is voting, replica or witness", ErrInvalidArgument, name)
+}

@@ -62,6 +62,10 @@ func (k *Keeper) Renewed() <-chan struct{} {
 // renewTimeout bounds one try, so that a leader which does not answer is asked again.
 const renewTimeout = time.Second
 
+// retryAfter is how soon a renewal that failed is tried again: leadership may just be going from one node to
+// another, and who waits for the lease has a deadline.
+const retryAfter = 50 * time.Millisecond
+
 // Run renews until ctx ends.
 func (k *Keeper) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
@@ -85,7 +89,11 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.log.Info("the lease is renewed again")
 		}
 		failing = err != nil
-		timer.Reset(k.interval())
+		if failing {
+			timer.Reset(min(retryAfter, k.interval()))
+		} else {
+			timer.Reset(k.interval())
+		}
 	}
 }
 

@@ -108,6 +108,10 @@ func (p *Port) CertificateExpires() time.Time { return p.files.now().cert.Leaf.N
 // ([raft.WithClose]).
 func (p *Port) Transport() raft.Transport { return p.raft }
 
+// Lead tells the transport whether this node leads, as Raft has said it last. Without it, replication to
+// peers that cannot be reached is only tried more and more rarely.
+func (p *Port) Lead(leads bool) { p.raft.reach.lead(leads) }
+
 // Close ends all connections, and waits for what serves them until ctx ends.
 func (p *Port) Close(ctx context.Context) error {
 	p.stop()

@@ -115,12 +115,26 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	return t.out.AppendEntriesPipeline(id, target)
 }
 
+// await holds replication to a peer back that heartbeats do not reach.
+func (t *transport) await(id raft.ServerID) {
+	t.reach.await(id, func() bool { return t.isMember(id) }, t.closed)
+}
+
+func (t *transport) isMember(id raft.ServerID) bool {
+	node, err := hierarchy.ParseID(string(id))
+	if err != nil {
+		return false
+	}
+	_, ok := t.port.cfg.Directory.Member(nodeID{ID: node})
+	return ok
+}
+
 func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	send := func() error { return again(func() error { return t.out.AppendEntries(id, target, req, resp) }) }
 	if isHeartbeat(req) {
 		return t.reach.beat(id, send)
 	}
-	t.reach.await(id, t.closed)
+	t.await(id)
 	return send()
 }
 
@@ -137,7 +151,7 @@ func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req 
 }
 
 func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
-	t.reach.await(id, t.closed)
+	t.await(id)
 	return t.out.InstallSnapshot(id, target, req, resp, data) // not twice: data is read
 }
 

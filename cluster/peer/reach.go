@@ -15,6 +15,8 @@ import (
 type reach struct {
 	mu    sync.Mutex
 	peers map[raft.ServerID]*reached
+	// ended is closed when this node's lead is over, and nil while it does not lead.
+	ended chan struct{}
 }
 
 type reached struct {
@@ -59,20 +61,42 @@ func (r *reach) beat(id raft.ServerID, send func() error) error {
 	return err
 }
 
-// await returns when the peer is reached, as far as heartbeats tell, or none is sent any more.
-func (r *reach) await(id raft.ServerID, closed <-chan struct{}) {
+// lead says whether this node leads. Raft waits for who replicates when a lead is over, and ends heartbeats
+// only after that: without this they would wait for each other.
+func (r *reach) lead(leads bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case leads && r.ended == nil:
+		r.ended = make(chan struct{})
+	case !leads && r.ended != nil:
+		close(r.ended)
+		r.ended = nil
+	}
+}
+
+// await returns when the peer is reached, as far as heartbeats tell, or none is sent any more, or nobody is to
+// wait any longer: on release, when the port is closed, and when the peer is no member any more, whom
+// Raft replicates to once more before it lets go of him.
+func (r *reach) await(id raft.ServerID, member func() bool, closed <-chan struct{}) {
 	tick := time.NewTicker(beatSilence / 4)
 	defer tick.Stop()
 	for {
 		r.mu.Lock()
 		p := r.peers[id]
-		if p == nil || p.up == nil || p.beats == 0 && time.Since(p.last) > beatSilence {
+		ended := r.ended
+		if ended == nil || p == nil || p.up == nil || p.beats == 0 && time.Since(p.last) > beatSilence {
 			r.mu.Unlock()
 			return
 		}
 		up := p.up
 		r.mu.Unlock()
+		if !member() {
+			return
+		}
 		select {
+		case <-ended:
+			return
 		case <-up:
 		case <-tick.C:
 		case <-closed:

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/hashicorp/raft"
 	"github.com/spf13/cobra"
 
 	"github.com/kekd/kekd/cluster"
@@ -140,8 +139,7 @@ func initRaft(c config, n nodeFile, identity []byte) error {
 	if err := checkStore(c.DataDir, n); !errors.Is(err, cluster.ErrUninitialised) {
 		return err
 	}
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.NodeID.String()))
-	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir), Transport: transport}, &commandpb.InitCluster{
+	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir)}, &commandpb.InitCluster{
 		ClusterId: n.ClusterID.ID[:],
 		Region: &commandpb.Region{
 			Id: n.RegionID.ID[:], Name: n.Region, Role: commandpb.RegionRole_REGION_ROLE_VOTING,

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
 
 	"github.com/kekd/kekd/cluster"
@@ -70,8 +69,7 @@ func TestAStoreOfAnotherNode(t *testing.T) {
 			if err := writeNode(data, self); err != nil {
 				t.Fatal(err)
 			}
-			_, transport := raft.NewInmemTransport("a")
-			if err := cluster.Init(cluster.Config{Dir: raftDir(data), Transport: transport}, &commandpb.InitCluster{
+			if err := cluster.Init(cluster.Config{Dir: raftDir(data)}, &commandpb.InitCluster{
 				ClusterId: c.cluster[:],
 				Region:    &commandpb.Region{Id: self.RegionID.ID[:], Name: "eu", Role: commandpb.RegionRole_REGION_ROLE_VOTING, Identity: []byte("i"), MintingNode: c.node[:]},
 				Node:      &commandpb.Node{Id: c.node[:], Name: "a", RegionId: self.RegionID.ID[:], Voter: true},

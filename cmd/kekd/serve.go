@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/hashicorp/raft"
 	"github.com/spf13/cobra"
 
 	"github.com/kekd/kekd/cluster"
@@ -144,8 +143,7 @@ func (n *node) start(ctx context.Context, o serveOptions) (err error) {
 		return err
 	}
 	n.running.started("the token's workers", stopToken, n.token.Close)
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(n.self.NodeID.String()))
-	n.raft, err = cluster.Open(cluster.Config{Dir: raftDir(n.config.DataDir), Transport: transport, Logger: n.log})
+	n.raft, err = cluster.Open(cluster.Config{Dir: raftDir(n.config.DataDir), Logger: n.log})
 	if err != nil {
 		return err
 	}

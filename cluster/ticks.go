@@ -1,0 +1,84 @@
+package cluster
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/kekd/kekd/hierarchy/commandpb"
+)
+
+// tickTimeout bounds one Tick: as long as a renewal may take.
+const tickTimeout = time.Second
+
+// ticks proposes one Tick for all who ask for one meanwhile. Who asks gets a Tick that is proposed after he
+// asked: one that is under way already would prove that this node led before, and not now.
+type ticks struct {
+	propose func(context.Context) (uint64, error)
+
+	mu   sync.Mutex
+	next *tickBatch // who waits for the next one; nil: nobody
+	busy bool       // one is under way, and takes up the next when it ends
+}
+
+type tickBatch struct {
+	done  chan struct{}
+	index uint64
+	err   error
+}
+
+// tick returns the index of a Tick that was proposed after the call and is applied here, as committed in the
+// term in which this node led when it proposed it.
+func (t *ticks) tick(ctx context.Context) (uint64, error) {
+	b := t.join()
+	select {
+	case <-b.done:
+		return b.index, b.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+func (t *ticks) join() *tickBatch {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next == nil {
+		t.next = &tickBatch{done: make(chan struct{})}
+	}
+	b := t.next
+	if !t.busy {
+		t.busy = true
+		go t.run()
+	}
+	return b
+}
+
+func (t *ticks) run() {
+	for {
+		t.mu.Lock()
+		b := t.next
+		t.next = nil // who comes from now on gets the one after
+		if b == nil {
+			t.busy = false
+			t.mu.Unlock()
+			return
+		}
+		t.mu.Unlock()
+		// It has nobody's deadline: those who wait have theirs.
+		ctx, cancel := context.WithTimeout(context.Background(), tickTimeout)
+		b.index, b.err = t.propose(ctx)
+		cancel()
+		close(b.done)
+	}
+}
+
+// proposeTick proposes a Tick with the hash of the state that this node is at.
+func (n *Node) proposeTick(ctx context.Context) (uint64, error) {
+	s := n.State()
+	hash := s.Hash()
+	res, err := n.proposeHere(ctx, &commandpb.Command{Body: &commandpb.Command_Tick{Tick: &commandpb.Tick{StateHash: hash[:], StateIndex: s.Index()}}})
+	if err != nil {
+		return 0, err
+	}
+	return res.Index, nil
+}
