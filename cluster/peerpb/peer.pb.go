@@ -653,6 +653,106 @@ func (x *TransferLeadershipResponse) GetErrorMessage() string {
 	return ""
 }
 
+type AwaitFenceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of the closing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitFenceRequest) Reset() {
+	*x = AwaitFenceRequest{}
+	mi := &file_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitFenceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitFenceRequest) ProtoMessage() {}
+
+func (x *AwaitFenceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitFenceRequest.ProtoReflect.Descriptor instead.
+func (*AwaitFenceRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AwaitFenceRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// AwaitFenceResponse comes when this run of the node's process has applied the closing, and has finished or
+// refused what was in flight.
+type AwaitFenceResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation []byte                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Whether the node's log holds an entry of the present leader's term at or after the closing, and the node has
+	// marked that outside of its disk. Of voters, a majority has to.
+	Held          bool `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitFenceResponse) Reset() {
+	*x = AwaitFenceResponse{}
+	mi := &file_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitFenceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitFenceResponse) ProtoMessage() {}
+
+func (x *AwaitFenceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitFenceResponse.ProtoReflect.Descriptor instead.
+func (*AwaitFenceResponse) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AwaitFenceResponse) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
+func (x *AwaitFenceResponse) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
 type JoinRequest struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	InvitationId []byte                 `protobuf:"bytes,1,opt,name=invitation_id,json=invitationId,proto3" json:"invitation_id,omitempty"`
@@ -673,7 +773,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +785,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[9]
+	mi := &file_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +798,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{9}
+	return file_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinRequest) GetInvitationId() []byte {
@@ -779,7 +879,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +891,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +904,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JoinResponse) GetErrorCode() string {
@@ -870,7 +970,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +982,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +995,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JoinToken) GetClusterId() []byte {
@@ -1015,7 +1115,12 @@ const file_peer_proto_rawDesc = "" +
 	"\x1aTransferLeadershipResponse\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x01 \x01(\tR\terrorCode\x12#\n" +
-	"\rerror_message\x18\x02 \x01(\tR\ferrorMessage\"\xf2\x01\n" +
+	"\rerror_message\x18\x02 \x01(\tR\ferrorMessage\")\n" +
+	"\x11AwaitFenceRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"J\n" +
+	"\x12AwaitFenceResponse\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\fR\vincarnation\x12\x12\n" +
+	"\x04held\x18\x02 \x01(\bR\x04held\"\xf2\x01\n" +
 	"\vJoinRequest\x12#\n" +
 	"\rinvitation_id\x18\x01 \x01(\fR\finvitationId\x12\x14\n" +
 	"\x05proof\x18\x02 \x01(\fR\x05proof\x12\x17\n" +
@@ -1054,13 +1159,15 @@ const file_peer_proto_rawDesc = "" +
 	"\x0fOUTCOME_DECIDED\x10\x01\x12\x18\n" +
 	"\x14OUTCOME_NOT_PROPOSED\x10\x02\x12\x13\n" +
 	"\x0fOUTCOME_UNKNOWN\x10\x03\x12\x16\n" +
-	"\x12OUTCOME_NOT_LEADER\x10\x042\x8f\x03\n" +
+	"\x12OUTCOME_NOT_LEADER\x10\x042\xe0\x03\n" +
 	"\x04Peer\x12O\n" +
 	"\n" +
 	"RenewLease\x12\x1f.kekd.peer.v1.RenewLeaseRequest\x1a .kekd.peer.v1.RenewLeaseResponse\x12F\n" +
 	"\aPropose\x12\x1c.kekd.peer.v1.ProposeRequest\x1a\x1d.kekd.peer.v1.ProposeResponse\x12F\n" +
 	"\aMembers\x12\x1c.kekd.peer.v1.MembersRequest\x1a\x1d.kekd.peer.v1.MembersResponse\x12g\n" +
-	"\x12TransferLeadership\x12'.kekd.peer.v1.TransferLeadershipRequest\x1a(.kekd.peer.v1.TransferLeadershipResponse\x12=\n" +
+	"\x12TransferLeadership\x12'.kekd.peer.v1.TransferLeadershipRequest\x1a(.kekd.peer.v1.TransferLeadershipResponse\x12O\n" +
+	"\n" +
+	"AwaitFence\x12\x1f.kekd.peer.v1.AwaitFenceRequest\x1a .kekd.peer.v1.AwaitFenceResponse\x12=\n" +
 	"\x04Join\x12\x19.kekd.peer.v1.JoinRequest\x1a\x1a.kekd.peer.v1.JoinResponseB%Z#github.com/kekd/kekd/cluster/peerpbb\x06proto3"
 
 var (
@@ -1076,7 +1183,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_peer_proto_goTypes = []any{
 	(Outcome)(0),                       // 0: kekd.peer.v1.Outcome
 	(*RenewLeaseRequest)(nil),          // 1: kekd.peer.v1.RenewLeaseRequest
@@ -1088,9 +1195,11 @@ var file_peer_proto_goTypes = []any{
 	(*Member)(nil),                     // 7: kekd.peer.v1.Member
 	(*TransferLeadershipRequest)(nil),  // 8: kekd.peer.v1.TransferLeadershipRequest
 	(*TransferLeadershipResponse)(nil), // 9: kekd.peer.v1.TransferLeadershipResponse
-	(*JoinRequest)(nil),                // 10: kekd.peer.v1.JoinRequest
-	(*JoinResponse)(nil),               // 11: kekd.peer.v1.JoinResponse
-	(*JoinToken)(nil),                  // 12: kekd.peer.v1.JoinToken
+	(*AwaitFenceRequest)(nil),          // 10: kekd.peer.v1.AwaitFenceRequest
+	(*AwaitFenceResponse)(nil),         // 11: kekd.peer.v1.AwaitFenceResponse
+	(*JoinRequest)(nil),                // 12: kekd.peer.v1.JoinRequest
+	(*JoinResponse)(nil),               // 13: kekd.peer.v1.JoinResponse
+	(*JoinToken)(nil),                  // 14: kekd.peer.v1.JoinToken
 }
 var file_peer_proto_depIdxs = []int32{
 	0,  // 0: kekd.peer.v1.ProposeResponse.outcome:type_name -> kekd.peer.v1.Outcome
@@ -1100,14 +1209,16 @@ var file_peer_proto_depIdxs = []int32{
 	3,  // 4: kekd.peer.v1.Peer.Propose:input_type -> kekd.peer.v1.ProposeRequest
 	5,  // 5: kekd.peer.v1.Peer.Members:input_type -> kekd.peer.v1.MembersRequest
 	8,  // 6: kekd.peer.v1.Peer.TransferLeadership:input_type -> kekd.peer.v1.TransferLeadershipRequest
-	10, // 7: kekd.peer.v1.Peer.Join:input_type -> kekd.peer.v1.JoinRequest
-	2,  // 8: kekd.peer.v1.Peer.RenewLease:output_type -> kekd.peer.v1.RenewLeaseResponse
-	4,  // 9: kekd.peer.v1.Peer.Propose:output_type -> kekd.peer.v1.ProposeResponse
-	6,  // 10: kekd.peer.v1.Peer.Members:output_type -> kekd.peer.v1.MembersResponse
-	9,  // 11: kekd.peer.v1.Peer.TransferLeadership:output_type -> kekd.peer.v1.TransferLeadershipResponse
-	11, // 12: kekd.peer.v1.Peer.Join:output_type -> kekd.peer.v1.JoinResponse
-	8,  // [8:13] is the sub-list for method output_type
-	3,  // [3:8] is the sub-list for method input_type
+	10, // 7: kekd.peer.v1.Peer.AwaitFence:input_type -> kekd.peer.v1.AwaitFenceRequest
+	12, // 8: kekd.peer.v1.Peer.Join:input_type -> kekd.peer.v1.JoinRequest
+	2,  // 9: kekd.peer.v1.Peer.RenewLease:output_type -> kekd.peer.v1.RenewLeaseResponse
+	4,  // 10: kekd.peer.v1.Peer.Propose:output_type -> kekd.peer.v1.ProposeResponse
+	6,  // 11: kekd.peer.v1.Peer.Members:output_type -> kekd.peer.v1.MembersResponse
+	9,  // 12: kekd.peer.v1.Peer.TransferLeadership:output_type -> kekd.peer.v1.TransferLeadershipResponse
+	11, // 13: kekd.peer.v1.Peer.AwaitFence:output_type -> kekd.peer.v1.AwaitFenceResponse
+	13, // 14: kekd.peer.v1.Peer.Join:output_type -> kekd.peer.v1.JoinResponse
+	9,  // [9:15] is the sub-list for method output_type
+	3,  // [3:9] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name
@@ -1125,7 +1236,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Peer_Propose_FullMethodName            = "/kekd.peer.v1.Peer/Propose"
 	Peer_Members_FullMethodName            = "/kekd.peer.v1.Peer/Members"
 	Peer_TransferLeadership_FullMethodName = "/kekd.peer.v1.Peer/TransferLeadership"
+	Peer_AwaitFence_FullMethodName         = "/kekd.peer.v1.Peer/AwaitFence"
 	Peer_Join_FullMethodName               = "/kekd.peer.v1.Peer/Join"
 )
 
@@ -42,6 +43,8 @@ type PeerClient interface {
 	Members(ctx context.Context, in *MembersRequest, opts ...grpc.CallOption) (*MembersResponse, error)
 	// TransferLeadership is asked of the leader.
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
+	// AwaitFence is asked of every holder by the node that waits for a fence.
+	AwaitFence(ctx context.Context, in *AwaitFenceRequest, opts ...grpc.CallOption) (*AwaitFenceResponse, error)
 	// Join is the one call of who is no member yet. Any member takes it.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 }
@@ -94,6 +97,16 @@ func (c *peerClient) TransferLeadership(ctx context.Context, in *TransferLeaders
 	return out, nil
 }
 
+func (c *peerClient) AwaitFence(ctx context.Context, in *AwaitFenceRequest, opts ...grpc.CallOption) (*AwaitFenceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitFenceResponse)
+	err := c.cc.Invoke(ctx, Peer_AwaitFence_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinResponse)
@@ -117,6 +130,8 @@ type PeerServer interface {
 	Members(context.Context, *MembersRequest) (*MembersResponse, error)
 	// TransferLeadership is asked of the leader.
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
+	// AwaitFence is asked of every holder by the node that waits for a fence.
+	AwaitFence(context.Context, *AwaitFenceRequest) (*AwaitFenceResponse, error)
 	// Join is the one call of who is no member yet. Any member takes it.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	mustEmbedUnimplementedPeerServer()
@@ -140,6 +155,9 @@ func (UnimplementedPeerServer) Members(context.Context, *MembersRequest) (*Membe
 }
 func (UnimplementedPeerServer) TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedPeerServer) AwaitFence(context.Context, *AwaitFenceRequest) (*AwaitFenceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AwaitFence not implemented")
 }
 func (UnimplementedPeerServer) Join(context.Context, *JoinRequest) (*JoinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
@@ -237,6 +255,24 @@ func _Peer_TransferLeadership_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peer_AwaitFence_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitFenceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).AwaitFence(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_AwaitFence_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).AwaitFence(ctx, req.(*AwaitFenceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Peer_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(JoinRequest)
 	if err := dec(in); err != nil {
@@ -277,6 +313,10 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _Peer_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "AwaitFence",
+			Handler:    _Peer_AwaitFence_Handler,
 		},
 		{
 			MethodName: "Join",

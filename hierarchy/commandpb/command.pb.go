@@ -338,6 +338,9 @@ type Command struct {
 	//	*Command_SetMintingNode
 	//	*Command_RaiseFeatureLevel
 	//	*Command_RestoreRecords
+	//	*Command_RegisterIncarnation
+	//	*Command_CompleteFence
+	//	*Command_RetireTombstone
 	Body          isCommand_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -642,6 +645,33 @@ func (x *Command) GetRestoreRecords() *RestoreRecords {
 	return nil
 }
 
+func (x *Command) GetRegisterIncarnation() *RegisterIncarnation {
+	if x != nil {
+		if x, ok := x.Body.(*Command_RegisterIncarnation); ok {
+			return x.RegisterIncarnation
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCompleteFence() *CompleteFence {
+	if x != nil {
+		if x, ok := x.Body.(*Command_CompleteFence); ok {
+			return x.CompleteFence
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRetireTombstone() *RetireTombstone {
+	if x != nil {
+		if x, ok := x.Body.(*Command_RetireTombstone); ok {
+			return x.RetireTombstone
+		}
+	}
+	return nil
+}
+
 type isCommand_Body interface {
 	isCommand_Body()
 }
@@ -750,6 +780,18 @@ type Command_RestoreRecords struct {
 	RestoreRecords *RestoreRecords `protobuf:"bytes,35,opt,name=restore_records,json=restoreRecords,proto3,oneof"`
 }
 
+type Command_RegisterIncarnation struct {
+	RegisterIncarnation *RegisterIncarnation `protobuf:"bytes,36,opt,name=register_incarnation,json=registerIncarnation,proto3,oneof"`
+}
+
+type Command_CompleteFence struct {
+	CompleteFence *CompleteFence `protobuf:"bytes,37,opt,name=complete_fence,json=completeFence,proto3,oneof"`
+}
+
+type Command_RetireTombstone struct {
+	RetireTombstone *RetireTombstone `protobuf:"bytes,38,opt,name=retire_tombstone,json=retireTombstone,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Body() {}
 
 func (*Command_Tick) isCommand_Body() {}
@@ -801,6 +843,12 @@ func (*Command_SetMintingNode) isCommand_Body() {}
 func (*Command_RaiseFeatureLevel) isCommand_Body() {}
 
 func (*Command_RestoreRecords) isCommand_Body() {}
+
+func (*Command_RegisterIncarnation) isCommand_Body() {}
+
+func (*Command_CompleteFence) isCommand_Body() {}
+
+func (*Command_RetireTombstone) isCommand_Body() {}
 
 // Actor is the caller's credentials at the node that it called.
 type Actor struct {
@@ -2572,6 +2620,166 @@ func (x *RestoreRecords) GetClusterId() []byte {
 	return nil
 }
 
+// RegisterIncarnation says that a new run of a node's process may hold leases from now on, and the one before
+// may not. That one is left behind as a tombstone, unless the new one proves that it is dead.
+type RegisterIncarnation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation   []byte                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // 16 random bytes
+	Dead          []byte                 `protobuf:"bytes,3,opt,name=dead,proto3" json:"dead,omitempty"`               // the incarnation that is proved to be over; empty: none is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterIncarnation) Reset() {
+	*x = RegisterIncarnation{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterIncarnation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterIncarnation) ProtoMessage() {}
+
+func (x *RegisterIncarnation) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterIncarnation.ProtoReflect.Descriptor instead.
+func (*RegisterIncarnation) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RegisterIncarnation) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *RegisterIncarnation) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
+func (x *RegisterIncarnation) GetDead() []byte {
+	if x != nil {
+		return x.Dead
+	}
+	return nil
+}
+
+// CompleteFence records that no node can act any more on a state from before a closing.
+type CompleteFence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of the closing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompleteFence) Reset() {
+	*x = CompleteFence{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompleteFence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompleteFence) ProtoMessage() {}
+
+func (x *CompleteFence) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompleteFence.ProtoReflect.Descriptor instead.
+func (*CompleteFence) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CompleteFence) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// RetireTombstone records that whatever lease a tombstone had has run out.
+type RetireTombstone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation   []byte                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireTombstone) Reset() {
+	*x = RetireTombstone{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireTombstone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireTombstone) ProtoMessage() {}
+
+func (x *RetireTombstone) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireTombstone.ProtoReflect.Descriptor instead.
+func (*RetireTombstone) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RetireTombstone) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *RetireTombstone) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
 // AnchorAudit fixes the head of a node's audit journal in the replicated state.
 type AnchorAudit struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2588,7 +2796,7 @@ type AnchorAudit struct {
 
 func (x *AnchorAudit) Reset() {
 	*x = AnchorAudit{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +2808,7 @@ func (x *AnchorAudit) String() string {
 func (*AnchorAudit) ProtoMessage() {}
 
 func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[29]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +2821,7 @@ func (x *AnchorAudit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorAudit.ProtoReflect.Descriptor instead.
 func (*AnchorAudit) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{29}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AnchorAudit) GetNodeId() []byte {
@@ -2671,7 +2879,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2891,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[30]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2904,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{30}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Region) GetId() []byte {
@@ -2758,14 +2966,16 @@ type Node struct {
 	// Where its peers reach it, host:port; empty: it has none.
 	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
 	// SubjectPublicKeyInfo (DER) of the key that signs the node's audit journal, where its region has no token.
-	Identity      []byte `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"`
+	Identity []byte `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"`
+	// The run of its process that may hold a lease; empty: none has registered.
+	Incarnation   []byte `protobuf:"bytes,7,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +2987,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[31]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +3000,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{31}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Node) GetId() []byte {
@@ -2835,6 +3045,215 @@ func (x *Node) GetIdentity() []byte {
 	return nil
 }
 
+func (x *Node) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
+// Holder is one run of a node's process, which may hold a lease.
+type Holder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation   []byte                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holder) Reset() {
+	*x = Holder{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holder) ProtoMessage() {}
+
+func (x *Holder) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holder.ProtoReflect.Descriptor instead.
+func (*Holder) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Holder) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *Holder) GetIncarnation() []byte {
+	if x != nil {
+		return x.Incarnation
+	}
+	return nil
+}
+
+// Tombstone is a holder that is a member no longer: its node was removed, or its process replaced.
+type Tombstone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holder        *Holder                `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"` // of the command that made it one
+	Wait          int64                  `protobuf:"varint,3,opt,name=wait,proto3" json:"wait,omitempty"`   // nanoseconds: the longest max_staleness that counted then
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tombstone) Reset() {
+	*x = Tombstone{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tombstone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tombstone) ProtoMessage() {}
+
+func (x *Tombstone) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
+func (*Tombstone) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Tombstone) GetHolder() *Holder {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *Tombstone) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Tombstone) GetWait() int64 {
+	if x != nil {
+		return x.Wait
+	}
+	return 0
+}
+
+// Fence is a closing that is not known to be effective everywhere yet.
+type Fence struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Index    uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`                      // of the closing
+	Kind     string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`                         // "tenant-disable", ...
+	TenantId []byte                 `protobuf:"bytes,3,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"` // empty: of several
+	// Nanoseconds: the longest max_staleness that counted for those tenants, at the closing.
+	Wait int64 `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Of a lowering of max_staleness, the value before: it counts until the fence is complete.
+	LoweredFrom int64 `protobuf:"varint,5,opt,name=lowered_from,json=loweredFrom,proto3" json:"lowered_from,omitempty"`
+	// All who could hold a lease at the closing, tombstones included; sorted.
+	Holders       []*Holder `protobuf:"bytes,6,rep,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Fence) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Fence) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Fence) GetTenantId() []byte {
+	if x != nil {
+		return x.TenantId
+	}
+	return nil
+}
+
+func (x *Fence) GetWait() int64 {
+	if x != nil {
+		return x.Wait
+	}
+	return 0
+}
+
+func (x *Fence) GetLoweredFrom() int64 {
+	if x != nil {
+		return x.LoweredFrom
+	}
+	return 0
+}
+
+func (x *Fence) GetHolders() []*Holder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
 // RemovedNode is one that was a member.
 type RemovedNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2848,7 +3267,7 @@ type RemovedNode struct {
 
 func (x *RemovedNode) Reset() {
 	*x = RemovedNode{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3279,7 @@ func (x *RemovedNode) String() string {
 func (*RemovedNode) ProtoMessage() {}
 
 func (x *RemovedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[32]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3292,7 @@ func (x *RemovedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedNode.ProtoReflect.Descriptor instead.
 func (*RemovedNode) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{32}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RemovedNode) GetId() []byte {
@@ -2920,7 +3339,7 @@ type Invitation struct {
 
 func (x *Invitation) Reset() {
 	*x = Invitation{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3351,7 @@ func (x *Invitation) String() string {
 func (*Invitation) ProtoMessage() {}
 
 func (x *Invitation) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[33]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3364,7 @@ func (x *Invitation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invitation.ProtoReflect.Descriptor instead.
 func (*Invitation) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{33}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Invitation) GetId() []byte {
@@ -3014,7 +3433,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3445,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[34]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3458,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{34}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Tenant) GetId() []byte {
@@ -3120,7 +3539,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3551,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[35]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3564,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{35}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Key) GetTenantId() []byte {
@@ -3217,7 +3636,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3648,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[36]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3661,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{36}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Version) GetNumber() uint32 {
@@ -3337,7 +3756,7 @@ type RegionKey struct {
 
 func (x *RegionKey) Reset() {
 	*x = RegionKey{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3768,7 @@ func (x *RegionKey) String() string {
 func (*RegionKey) ProtoMessage() {}
 
 func (x *RegionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[37]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3781,7 @@ func (x *RegionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionKey.ProtoReflect.Descriptor instead.
 func (*RegionKey) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{37}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RegionKey) GetRegionId() []byte {
@@ -3418,7 +3837,7 @@ type Reservation struct {
 
 func (x *Reservation) Reset() {
 	*x = Reservation{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[38]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3430,7 +3849,7 @@ func (x *Reservation) String() string {
 func (*Reservation) ProtoMessage() {}
 
 func (x *Reservation) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[38]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3443,7 +3862,7 @@ func (x *Reservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservation.ProtoReflect.Descriptor instead.
 func (*Reservation) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{38}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Reservation) GetNodeId() []byte {
@@ -3472,7 +3891,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[39]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +3903,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[39]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +3916,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{39}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Service) GetName() string {
@@ -3542,7 +3961,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[40]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3973,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[40]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3986,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{40}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Rule) GetService() string {
@@ -3623,7 +4042,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[41]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3635,7 +4054,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[41]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3648,7 +4067,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{41}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -3678,7 +4097,7 @@ type Anchor struct {
 
 func (x *Anchor) Reset() {
 	*x = Anchor{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[42]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +4109,7 @@ func (x *Anchor) String() string {
 func (*Anchor) ProtoMessage() {}
 
 func (x *Anchor) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[42]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +4122,7 @@ func (x *Anchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Anchor.ProtoReflect.Descriptor instead.
 func (*Anchor) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{42}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Anchor) GetNodeId() []byte {
@@ -3756,7 +4175,7 @@ type Uses struct {
 
 func (x *Uses) Reset() {
 	*x = Uses{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[43]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +4187,7 @@ func (x *Uses) String() string {
 func (*Uses) ProtoMessage() {}
 
 func (x *Uses) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[43]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +4200,7 @@ func (x *Uses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uses.ProtoReflect.Descriptor instead.
 func (*Uses) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{43}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Uses) GetTenantId() []byte {
@@ -3841,7 +4260,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[44]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +4272,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[44]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +4285,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{44}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Outcome) GetCommandId() []byte {
@@ -3928,7 +4347,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[45]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +4359,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[45]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4372,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{45}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -4027,6 +4446,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Uses
 	//	*SnapshotRecord_RemovedNode
 	//	*SnapshotRecord_Invitation
+	//	*SnapshotRecord_Tombstone
+	//	*SnapshotRecord_Fence
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4034,7 +4455,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[46]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4467,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_hierarchy_commandpb_command_proto_msgTypes[46]
+	mi := &file_hierarchy_commandpb_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4480,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{46}
+	return file_hierarchy_commandpb_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -4168,6 +4589,24 @@ func (x *SnapshotRecord) GetInvitation() *Invitation {
 	return nil
 }
 
+func (x *SnapshotRecord) GetTombstone() *Tombstone {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Tombstone); ok {
+			return x.Tombstone
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetFence() *Fence {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Fence); ok {
+			return x.Fence
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -4216,6 +4655,14 @@ type SnapshotRecord_Invitation struct {
 	Invitation *Invitation `protobuf:"bytes,11,opt,name=invitation,proto3,oneof"`
 }
 
+type SnapshotRecord_Tombstone struct {
+	Tombstone *Tombstone `protobuf:"bytes,12,opt,name=tombstone,proto3,oneof"`
+}
+
+type SnapshotRecord_Fence struct {
+	Fence *Fence `protobuf:"bytes,13,opt,name=fence,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Region) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
@@ -4238,11 +4685,15 @@ func (*SnapshotRecord_RemovedNode) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Invitation) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Tombstone) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Fence) isSnapshotRecord_Record() {}
+
 var File_hierarchy_commandpb_command_proto protoreflect.FileDescriptor
 
 const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
-	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xd7\x0e\n" +
+	"!hierarchy/commandpb/command.proto\x12\x0fkekd.command.v1\"\xca\x10\n" +
 	"\aCommand\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\fR\x02id\x12\x14\n" +
@@ -4279,7 +4730,10 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"removeNode\x12K\n" +
 	"\x10set_minting_node\x18! \x01(\v2\x1f.kekd.command.v1.SetMintingNodeH\x00R\x0esetMintingNode\x12T\n" +
 	"\x13raise_feature_level\x18\" \x01(\v2\".kekd.command.v1.RaiseFeatureLevelH\x00R\x11raiseFeatureLevel\x12J\n" +
-	"\x0frestore_records\x18# \x01(\v2\x1f.kekd.command.v1.RestoreRecordsH\x00R\x0erestoreRecordsB\x06\n" +
+	"\x0frestore_records\x18# \x01(\v2\x1f.kekd.command.v1.RestoreRecordsH\x00R\x0erestoreRecords\x12Y\n" +
+	"\x14register_incarnation\x18$ \x01(\v2$.kekd.command.v1.RegisterIncarnationH\x00R\x13registerIncarnation\x12G\n" +
+	"\x0ecomplete_fence\x18% \x01(\v2\x1e.kekd.command.v1.CompleteFenceH\x00R\rcompleteFence\x12M\n" +
+	"\x10retire_tombstone\x18& \x01(\v2 .kekd.command.v1.RetireTombstoneH\x00R\x0fretireTombstoneB\x06\n" +
 	"\x04body\"V\n" +
 	"\x05Actor\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x10\n" +
@@ -4416,7 +4870,16 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x0eRestoreRecords\x129\n" +
 	"\arecords\x18\x01 \x03(\v2\x1f.kekd.command.v1.SnapshotRecordR\arecords\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x02 \x01(\fR\tclusterId\"\x99\x01\n" +
+	"cluster_id\x18\x02 \x01(\fR\tclusterId\"d\n" +
+	"\x13RegisterIncarnation\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\fR\vincarnation\x12\x12\n" +
+	"\x04dead\x18\x03 \x01(\fR\x04dead\"%\n" +
+	"\rCompleteFence\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"L\n" +
+	"\x0fRetireTombstone\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\fR\vincarnation\"\x99\x01\n" +
 	"\vAnchorAudit\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
@@ -4431,14 +4894,29 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x03kdf\x18\x05 \x01(\tR\x03kdf\x12!\n" +
 	"\fminting_node\x18\x06 \x01(\fR\vmintingNode\x12\x1f\n" +
 	"\vadded_index\x18\a \x01(\x04R\n" +
-	"addedIndex\"\x93\x01\n" +
+	"addedIndex\"\xb5\x01\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
 	"\tregion_id\x18\x03 \x01(\fR\bregionId\x12\x14\n" +
 	"\x05voter\x18\x04 \x01(\bR\x05voter\x12\x18\n" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x1a\n" +
-	"\bidentity\x18\x06 \x01(\fR\bidentity\"m\n" +
+	"\bidentity\x18\x06 \x01(\fR\bidentity\x12 \n" +
+	"\vincarnation\x18\a \x01(\fR\vincarnation\"C\n" +
+	"\x06Holder\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\fR\vincarnation\"f\n" +
+	"\tTombstone\x12/\n" +
+	"\x06holder\x18\x01 \x01(\v2\x17.kekd.command.v1.HolderR\x06holder\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04wait\x18\x03 \x01(\x03R\x04wait\"\xb8\x01\n" +
+	"\x05Fence\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1b\n" +
+	"\ttenant_id\x18\x03 \x01(\fR\btenantId\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\x03R\x04wait\x12!\n" +
+	"\flowered_from\x18\x05 \x01(\x03R\vloweredFrom\x121\n" +
+	"\aholders\x18\x06 \x03(\v2\x17.kekd.command.v1.HolderR\aholders\"m\n" +
 	"\vRemovedNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
@@ -4552,7 +5030,7 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x06 \x01(\fR\tstateHash\x12\x18\n" +
 	"\arecords\x18\a \x01(\x04R\arecords\x12#\n" +
-	"\rfeature_level\x18\b \x01(\rR\ffeatureLevel\"\xd2\x04\n" +
+	"\rfeature_level\x18\b \x01(\rR\ffeatureLevel\"\xbe\x05\n" +
 	"\x0eSnapshotRecord\x121\n" +
 	"\x06region\x18\x01 \x01(\v2\x17.kekd.command.v1.RegionH\x00R\x06region\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.kekd.command.v1.NodeH\x00R\x04node\x121\n" +
@@ -4567,7 +5045,9 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	" \x01(\v2\x1c.kekd.command.v1.RemovedNodeH\x00R\vremovedNode\x12=\n" +
 	"\n" +
 	"invitation\x18\v \x01(\v2\x1b.kekd.command.v1.InvitationH\x00R\n" +
-	"invitationB\b\n" +
+	"invitation\x12:\n" +
+	"\ttombstone\x18\f \x01(\v2\x1a.kekd.command.v1.TombstoneH\x00R\ttombstone\x12.\n" +
+	"\x05fence\x18\r \x01(\v2\x16.kekd.command.v1.FenceH\x00R\x05fenceB\b\n" +
 	"\x06record*\x7f\n" +
 	"\rRotationCause\x12\x1e\n" +
 	"\x1aROTATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1b\n" +
@@ -4614,60 +5094,66 @@ func file_hierarchy_commandpb_command_proto_rawDescGZIP() []byte {
 }
 
 var file_hierarchy_commandpb_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_hierarchy_commandpb_command_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_hierarchy_commandpb_command_proto_goTypes = []any{
-	(RotationCause)(0),        // 0: kekd.command.v1.RotationCause
-	(VersionAction)(0),        // 1: kekd.command.v1.VersionAction
-	(TenantState)(0),          // 2: kekd.command.v1.TenantState
-	(VersionState)(0),         // 3: kekd.command.v1.VersionState
-	(RegionRole)(0),           // 4: kekd.command.v1.RegionRole
-	(*Command)(nil),           // 5: kekd.command.v1.Command
-	(*Actor)(nil),             // 6: kekd.command.v1.Actor
-	(*InitCluster)(nil),       // 7: kekd.command.v1.InitCluster
-	(*Tick)(nil),              // 8: kekd.command.v1.Tick
-	(*CreateTenant)(nil),      // 9: kekd.command.v1.CreateTenant
-	(*SetTenantState)(nil),    // 10: kekd.command.v1.SetTenantState
-	(*SetTenant)(nil),         // 11: kekd.command.v1.SetTenant
-	(*Limits)(nil),            // 12: kekd.command.v1.Limits
-	(*Limit)(nil),             // 13: kekd.command.v1.Limit
-	(*CreateKey)(nil),         // 14: kekd.command.v1.CreateKey
-	(*RotateKey)(nil),         // 15: kekd.command.v1.RotateKey
-	(*SetKey)(nil),            // 16: kekd.command.v1.SetKey
-	(*SetVersionState)(nil),   // 17: kekd.command.v1.SetVersionState
-	(*RecordMinted)(nil),      // 18: kekd.command.v1.RecordMinted
-	(*RestartMinting)(nil),    // 19: kekd.command.v1.RestartMinting
-	(*CreateService)(nil),     // 20: kekd.command.v1.CreateService
-	(*DeleteService)(nil),     // 21: kekd.command.v1.DeleteService
-	(*AllowPolicy)(nil),       // 22: kekd.command.v1.AllowPolicy
-	(*RevokePolicy)(nil),      // 23: kekd.command.v1.RevokePolicy
-	(*ReserveWraps)(nil),      // 24: kekd.command.v1.ReserveWraps
-	(*ReturnWraps)(nil),       // 25: kekd.command.v1.ReturnWraps
-	(*ReserveUses)(nil),       // 26: kekd.command.v1.ReserveUses
-	(*InviteNode)(nil),        // 27: kekd.command.v1.InviteNode
-	(*JoinNode)(nil),          // 28: kekd.command.v1.JoinNode
-	(*SetNode)(nil),           // 29: kekd.command.v1.SetNode
-	(*RemoveNode)(nil),        // 30: kekd.command.v1.RemoveNode
-	(*SetMintingNode)(nil),    // 31: kekd.command.v1.SetMintingNode
-	(*RaiseFeatureLevel)(nil), // 32: kekd.command.v1.RaiseFeatureLevel
-	(*RestoreRecords)(nil),    // 33: kekd.command.v1.RestoreRecords
-	(*AnchorAudit)(nil),       // 34: kekd.command.v1.AnchorAudit
-	(*Region)(nil),            // 35: kekd.command.v1.Region
-	(*Node)(nil),              // 36: kekd.command.v1.Node
-	(*RemovedNode)(nil),       // 37: kekd.command.v1.RemovedNode
-	(*Invitation)(nil),        // 38: kekd.command.v1.Invitation
-	(*Tenant)(nil),            // 39: kekd.command.v1.Tenant
-	(*Key)(nil),               // 40: kekd.command.v1.Key
-	(*Version)(nil),           // 41: kekd.command.v1.Version
-	(*RegionKey)(nil),         // 42: kekd.command.v1.RegionKey
-	(*Reservation)(nil),       // 43: kekd.command.v1.Reservation
-	(*Service)(nil),           // 44: kekd.command.v1.Service
-	(*Rule)(nil),              // 45: kekd.command.v1.Rule
-	(*RequiredContext)(nil),   // 46: kekd.command.v1.RequiredContext
-	(*Anchor)(nil),            // 47: kekd.command.v1.Anchor
-	(*Uses)(nil),              // 48: kekd.command.v1.Uses
-	(*Outcome)(nil),           // 49: kekd.command.v1.Outcome
-	(*SnapshotHeader)(nil),    // 50: kekd.command.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),    // 51: kekd.command.v1.SnapshotRecord
+	(RotationCause)(0),          // 0: kekd.command.v1.RotationCause
+	(VersionAction)(0),          // 1: kekd.command.v1.VersionAction
+	(TenantState)(0),            // 2: kekd.command.v1.TenantState
+	(VersionState)(0),           // 3: kekd.command.v1.VersionState
+	(RegionRole)(0),             // 4: kekd.command.v1.RegionRole
+	(*Command)(nil),             // 5: kekd.command.v1.Command
+	(*Actor)(nil),               // 6: kekd.command.v1.Actor
+	(*InitCluster)(nil),         // 7: kekd.command.v1.InitCluster
+	(*Tick)(nil),                // 8: kekd.command.v1.Tick
+	(*CreateTenant)(nil),        // 9: kekd.command.v1.CreateTenant
+	(*SetTenantState)(nil),      // 10: kekd.command.v1.SetTenantState
+	(*SetTenant)(nil),           // 11: kekd.command.v1.SetTenant
+	(*Limits)(nil),              // 12: kekd.command.v1.Limits
+	(*Limit)(nil),               // 13: kekd.command.v1.Limit
+	(*CreateKey)(nil),           // 14: kekd.command.v1.CreateKey
+	(*RotateKey)(nil),           // 15: kekd.command.v1.RotateKey
+	(*SetKey)(nil),              // 16: kekd.command.v1.SetKey
+	(*SetVersionState)(nil),     // 17: kekd.command.v1.SetVersionState
+	(*RecordMinted)(nil),        // 18: kekd.command.v1.RecordMinted
+	(*RestartMinting)(nil),      // 19: kekd.command.v1.RestartMinting
+	(*CreateService)(nil),       // 20: kekd.command.v1.CreateService
+	(*DeleteService)(nil),       // 21: kekd.command.v1.DeleteService
+	(*AllowPolicy)(nil),         // 22: kekd.command.v1.AllowPolicy
+	(*RevokePolicy)(nil),        // 23: kekd.command.v1.RevokePolicy
+	(*ReserveWraps)(nil),        // 24: kekd.command.v1.ReserveWraps
+	(*ReturnWraps)(nil),         // 25: kekd.command.v1.ReturnWraps
+	(*ReserveUses)(nil),         // 26: kekd.command.v1.ReserveUses
+	(*InviteNode)(nil),          // 27: kekd.command.v1.InviteNode
+	(*JoinNode)(nil),            // 28: kekd.command.v1.JoinNode
+	(*SetNode)(nil),             // 29: kekd.command.v1.SetNode
+	(*RemoveNode)(nil),          // 30: kekd.command.v1.RemoveNode
+	(*SetMintingNode)(nil),      // 31: kekd.command.v1.SetMintingNode
+	(*RaiseFeatureLevel)(nil),   // 32: kekd.command.v1.RaiseFeatureLevel
+	(*RestoreRecords)(nil),      // 33: kekd.command.v1.RestoreRecords
+	(*RegisterIncarnation)(nil), // 34: kekd.command.v1.RegisterIncarnation
+	(*CompleteFence)(nil),       // 35: kekd.command.v1.CompleteFence
+	(*RetireTombstone)(nil),     // 36: kekd.command.v1.RetireTombstone
+	(*AnchorAudit)(nil),         // 37: kekd.command.v1.AnchorAudit
+	(*Region)(nil),              // 38: kekd.command.v1.Region
+	(*Node)(nil),                // 39: kekd.command.v1.Node
+	(*Holder)(nil),              // 40: kekd.command.v1.Holder
+	(*Tombstone)(nil),           // 41: kekd.command.v1.Tombstone
+	(*Fence)(nil),               // 42: kekd.command.v1.Fence
+	(*RemovedNode)(nil),         // 43: kekd.command.v1.RemovedNode
+	(*Invitation)(nil),          // 44: kekd.command.v1.Invitation
+	(*Tenant)(nil),              // 45: kekd.command.v1.Tenant
+	(*Key)(nil),                 // 46: kekd.command.v1.Key
+	(*Version)(nil),             // 47: kekd.command.v1.Version
+	(*RegionKey)(nil),           // 48: kekd.command.v1.RegionKey
+	(*Reservation)(nil),         // 49: kekd.command.v1.Reservation
+	(*Service)(nil),             // 50: kekd.command.v1.Service
+	(*Rule)(nil),                // 51: kekd.command.v1.Rule
+	(*RequiredContext)(nil),     // 52: kekd.command.v1.RequiredContext
+	(*Anchor)(nil),              // 53: kekd.command.v1.Anchor
+	(*Uses)(nil),                // 54: kekd.command.v1.Uses
+	(*Outcome)(nil),             // 55: kekd.command.v1.Outcome
+	(*SnapshotHeader)(nil),      // 56: kekd.command.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),      // 57: kekd.command.v1.SnapshotRecord
 }
 var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	6,  // 0: kekd.command.v1.Command.actor:type_name -> kekd.command.v1.Actor
@@ -4687,7 +5173,7 @@ var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	23, // 14: kekd.command.v1.Command.revoke_policy:type_name -> kekd.command.v1.RevokePolicy
 	24, // 15: kekd.command.v1.Command.reserve_wraps:type_name -> kekd.command.v1.ReserveWraps
 	25, // 16: kekd.command.v1.Command.return_wraps:type_name -> kekd.command.v1.ReturnWraps
-	34, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
+	37, // 17: kekd.command.v1.Command.anchor_audit:type_name -> kekd.command.v1.AnchorAudit
 	19, // 18: kekd.command.v1.Command.restart_minting:type_name -> kekd.command.v1.RestartMinting
 	26, // 19: kekd.command.v1.Command.reserve_uses:type_name -> kekd.command.v1.ReserveUses
 	27, // 20: kekd.command.v1.Command.invite_node:type_name -> kekd.command.v1.InviteNode
@@ -4697,46 +5183,53 @@ var file_hierarchy_commandpb_command_proto_depIdxs = []int32{
 	31, // 24: kekd.command.v1.Command.set_minting_node:type_name -> kekd.command.v1.SetMintingNode
 	32, // 25: kekd.command.v1.Command.raise_feature_level:type_name -> kekd.command.v1.RaiseFeatureLevel
 	33, // 26: kekd.command.v1.Command.restore_records:type_name -> kekd.command.v1.RestoreRecords
-	35, // 27: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
-	36, // 28: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
-	2,  // 29: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
-	12, // 30: kekd.command.v1.SetTenant.limits:type_name -> kekd.command.v1.Limits
-	13, // 31: kekd.command.v1.Limits.limits:type_name -> kekd.command.v1.Limit
-	0,  // 32: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
-	1,  // 33: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
-	45, // 34: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
-	38, // 35: kekd.command.v1.InviteNode.invitation:type_name -> kekd.command.v1.Invitation
-	36, // 36: kekd.command.v1.JoinNode.node:type_name -> kekd.command.v1.Node
-	35, // 37: kekd.command.v1.JoinNode.region:type_name -> kekd.command.v1.Region
-	51, // 38: kekd.command.v1.RestoreRecords.records:type_name -> kekd.command.v1.SnapshotRecord
-	4,  // 39: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
-	4,  // 40: kekd.command.v1.Invitation.role:type_name -> kekd.command.v1.RegionRole
-	2,  // 41: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
-	13, // 42: kekd.command.v1.Tenant.limits:type_name -> kekd.command.v1.Limit
-	41, // 43: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
-	3,  // 44: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
-	3,  // 45: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
-	0,  // 46: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
-	42, // 47: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
-	43, // 48: kekd.command.v1.RegionKey.reservations:type_name -> kekd.command.v1.Reservation
-	46, // 49: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
-	13, // 50: kekd.command.v1.Rule.limits:type_name -> kekd.command.v1.Limit
-	35, // 51: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
-	36, // 52: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
-	39, // 53: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
-	40, // 54: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
-	44, // 55: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
-	45, // 56: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
-	47, // 57: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
-	49, // 58: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
-	48, // 59: kekd.command.v1.SnapshotRecord.uses:type_name -> kekd.command.v1.Uses
-	37, // 60: kekd.command.v1.SnapshotRecord.removed_node:type_name -> kekd.command.v1.RemovedNode
-	38, // 61: kekd.command.v1.SnapshotRecord.invitation:type_name -> kekd.command.v1.Invitation
-	62, // [62:62] is the sub-list for method output_type
-	62, // [62:62] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	34, // 27: kekd.command.v1.Command.register_incarnation:type_name -> kekd.command.v1.RegisterIncarnation
+	35, // 28: kekd.command.v1.Command.complete_fence:type_name -> kekd.command.v1.CompleteFence
+	36, // 29: kekd.command.v1.Command.retire_tombstone:type_name -> kekd.command.v1.RetireTombstone
+	38, // 30: kekd.command.v1.InitCluster.region:type_name -> kekd.command.v1.Region
+	39, // 31: kekd.command.v1.InitCluster.node:type_name -> kekd.command.v1.Node
+	2,  // 32: kekd.command.v1.SetTenantState.state:type_name -> kekd.command.v1.TenantState
+	12, // 33: kekd.command.v1.SetTenant.limits:type_name -> kekd.command.v1.Limits
+	13, // 34: kekd.command.v1.Limits.limits:type_name -> kekd.command.v1.Limit
+	0,  // 35: kekd.command.v1.RotateKey.cause:type_name -> kekd.command.v1.RotationCause
+	1,  // 36: kekd.command.v1.SetVersionState.action:type_name -> kekd.command.v1.VersionAction
+	51, // 37: kekd.command.v1.AllowPolicy.rule:type_name -> kekd.command.v1.Rule
+	44, // 38: kekd.command.v1.InviteNode.invitation:type_name -> kekd.command.v1.Invitation
+	39, // 39: kekd.command.v1.JoinNode.node:type_name -> kekd.command.v1.Node
+	38, // 40: kekd.command.v1.JoinNode.region:type_name -> kekd.command.v1.Region
+	57, // 41: kekd.command.v1.RestoreRecords.records:type_name -> kekd.command.v1.SnapshotRecord
+	4,  // 42: kekd.command.v1.Region.role:type_name -> kekd.command.v1.RegionRole
+	40, // 43: kekd.command.v1.Tombstone.holder:type_name -> kekd.command.v1.Holder
+	40, // 44: kekd.command.v1.Fence.holders:type_name -> kekd.command.v1.Holder
+	4,  // 45: kekd.command.v1.Invitation.role:type_name -> kekd.command.v1.RegionRole
+	2,  // 46: kekd.command.v1.Tenant.state:type_name -> kekd.command.v1.TenantState
+	13, // 47: kekd.command.v1.Tenant.limits:type_name -> kekd.command.v1.Limit
+	47, // 48: kekd.command.v1.Key.versions:type_name -> kekd.command.v1.Version
+	3,  // 49: kekd.command.v1.Version.state:type_name -> kekd.command.v1.VersionState
+	3,  // 50: kekd.command.v1.Version.resume_to:type_name -> kekd.command.v1.VersionState
+	0,  // 51: kekd.command.v1.Version.cause:type_name -> kekd.command.v1.RotationCause
+	48, // 52: kekd.command.v1.Version.regions:type_name -> kekd.command.v1.RegionKey
+	49, // 53: kekd.command.v1.RegionKey.reservations:type_name -> kekd.command.v1.Reservation
+	52, // 54: kekd.command.v1.Rule.required_context:type_name -> kekd.command.v1.RequiredContext
+	13, // 55: kekd.command.v1.Rule.limits:type_name -> kekd.command.v1.Limit
+	38, // 56: kekd.command.v1.SnapshotRecord.region:type_name -> kekd.command.v1.Region
+	39, // 57: kekd.command.v1.SnapshotRecord.node:type_name -> kekd.command.v1.Node
+	45, // 58: kekd.command.v1.SnapshotRecord.tenant:type_name -> kekd.command.v1.Tenant
+	46, // 59: kekd.command.v1.SnapshotRecord.key:type_name -> kekd.command.v1.Key
+	50, // 60: kekd.command.v1.SnapshotRecord.service:type_name -> kekd.command.v1.Service
+	51, // 61: kekd.command.v1.SnapshotRecord.rule:type_name -> kekd.command.v1.Rule
+	53, // 62: kekd.command.v1.SnapshotRecord.anchor:type_name -> kekd.command.v1.Anchor
+	55, // 63: kekd.command.v1.SnapshotRecord.outcome:type_name -> kekd.command.v1.Outcome
+	54, // 64: kekd.command.v1.SnapshotRecord.uses:type_name -> kekd.command.v1.Uses
+	43, // 65: kekd.command.v1.SnapshotRecord.removed_node:type_name -> kekd.command.v1.RemovedNode
+	44, // 66: kekd.command.v1.SnapshotRecord.invitation:type_name -> kekd.command.v1.Invitation
+	41, // 67: kekd.command.v1.SnapshotRecord.tombstone:type_name -> kekd.command.v1.Tombstone
+	42, // 68: kekd.command.v1.SnapshotRecord.fence:type_name -> kekd.command.v1.Fence
+	69, // [69:69] is the sub-list for method output_type
+	69, // [69:69] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_hierarchy_commandpb_command_proto_init() }
@@ -4771,14 +5264,17 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*Command_SetMintingNode)(nil),
 		(*Command_RaiseFeatureLevel)(nil),
 		(*Command_RestoreRecords)(nil),
+		(*Command_RegisterIncarnation)(nil),
+		(*Command_CompleteFence)(nil),
+		(*Command_RetireTombstone)(nil),
 	}
 	file_hierarchy_commandpb_command_proto_msgTypes[6].OneofWrappers = []any{}
 	file_hierarchy_commandpb_command_proto_msgTypes[11].OneofWrappers = []any{}
 	file_hierarchy_commandpb_command_proto_msgTypes[15].OneofWrappers = []any{}
 	file_hierarchy_commandpb_command_proto_msgTypes[24].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[39].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[41].OneofWrappers = []any{}
-	file_hierarchy_commandpb_command_proto_msgTypes[46].OneofWrappers = []any{
+	file_hierarchy_commandpb_command_proto_msgTypes[45].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[47].OneofWrappers = []any{}
+	file_hierarchy_commandpb_command_proto_msgTypes[52].OneofWrappers = []any{
 		(*SnapshotRecord_Region)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Tenant)(nil),
@@ -4790,6 +5286,8 @@ func file_hierarchy_commandpb_command_proto_init() {
 		(*SnapshotRecord_Uses)(nil),
 		(*SnapshotRecord_RemovedNode)(nil),
 		(*SnapshotRecord_Invitation)(nil),
+		(*SnapshotRecord_Tombstone)(nil),
+		(*SnapshotRecord_Fence)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4797,7 +5295,7 @@ func file_hierarchy_commandpb_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hierarchy_commandpb_command_proto_rawDesc), len(file_hierarchy_commandpb_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   47,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
