@@ -21,7 +21,7 @@ PROTOC_VT   := github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
 RACE         := ./hierarchy/custody ./hierarchy/quota ./cluster/view ./cluster/lease ./cmd/kekd ./unix-socket-api ./unix-socket-api/client ./unix-socket-api/vtcodec
 RACE_JOURNAL := ^Test(Journal|Nothing|Append|Position|Second|Closed|Wait|Follow|SlowFollower|Checkpoints|Signer|Only|Close)
 
-.PHONY: all build deps demo test bench nightly check race generate generated clean
+.PHONY: all build deps demo test bench nightly recheck check race generate generated clean
 
 all: build
 
@@ -44,6 +44,10 @@ bench: deps build
 # Loops that are too long for `make test`, the race detector over everything, and the fuzz targets; some three to four hours. SEED=N runs the moments of another night again.
 nightly: deps build
 	GO="$(GO)" scripts/nightly
+
+# Judges a history that a test has saved once more: `make recheck FILE=...`.
+recheck:
+	@$(GO) run ./softhsm-tests/history/recheck "$(FILE)"
 
 check:
 	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$unformatted" ] || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
