@@ -14,7 +14,8 @@ import (
 )
 
 // Listener is for the gRPC server of the service Peer, with [Port.ServerCredentials]. Closing it
-// leaves the rest of the port open.
+// leaves the rest of the port open. A connection that then says nothing of gRPC holds up the server's
+// end for its ConnectionTimeout, by default for two minutes, unless the port is closed first.
 func (p *Port) Listener() net.Listener { return p.calls }
 
 // ServerCredentials takes connections as [Port.Listener] gives them.

@@ -18,40 +18,44 @@ const (
 	dialTime = time.Second
 )
 
-// answer is the acceptor's side of the handshake.
+// answer is the acceptor's side of the handshake. It tells of what goes wrong itself: before the other
+// side learns it, and may have tried again.
 func (p *Port) answer(raw net.Conn) (_ *conn, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, helloTime)
 	defer cancel()
 	end, _ := ctx.Deadline()
 	raw.SetDeadline(end)
-	defer func() {
-		if err != nil {
-			hangUp(raw)
-		}
-	}()
 	counted := newBounded(raw)
 	t := tls.Server(counted, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return p.files.now().serverTLS(), nil },
 	})
+	var epoch Epoch
+	defer func() {
+		if err == nil {
+			return
+		}
+		p.turnedAway(raw.RemoteAddr(), err)
+		if verdict, ok := verdictOf(err); ok {
+			t.Write(p.hello(verdict, epoch).marshal())
+			t.CloseWrite()
+		}
+		hangUp(raw)
+	}()
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, seenByAcceptor(err)
 	}
 	h, err := readHello(t)
+	epoch = p.epoch()
 	if err != nil {
-		if _, other := errors.AsType[errVersion](err); other {
-			t.Write(p.hello(otherVersion, p.epoch()).marshal())
-		}
 		return nil, seenByAcceptor(err)
 	}
 	service, err := h.checkHello()
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: t, raw: raw, peer: Peer{h.node, h.name, service}, epoch: p.epoch()}
+	c := &conn{Conn: t, raw: raw, peer: Peer{h.node, h.name, service}, epoch: epoch}
 	if err := p.judge(ctx, h, c, t.ConnectionState().PeerCertificates[0]); err != nil {
-		t.Write(p.hello(verdictOf(err), c.epoch).marshal())
-		t.CloseWrite()
 		return nil, &refusal{c.peer, err}
 	}
 	counted.open()
@@ -123,16 +127,25 @@ type refusal struct {
 func (r *refusal) Error() string { return fmt.Sprintf("%v: %v", r.peer, r.why) }
 func (r *refusal) Unwrap() error { return r.why }
 
-func verdictOf(err error) byte {
-	for verdict, sentinel := range map[byte]error{
-		unknownNode: ErrNotMember, noVoter: ErrNotVoter, otherCluster: ErrForeignCluster,
-		otherEpoch: ErrEpoch, otherName: ErrWrongName, ownNode: ErrWrongNode,
-	} {
-		if errors.Is(err, sentinel) {
-			return verdict
+// verdicts are what a dialler is told of each refusal.
+var verdicts = map[error]byte{
+	ErrNotMember: unknownNode, ErrNotVoter: noVoter, ErrForeignCluster: otherCluster,
+	ErrEpoch: otherEpoch, ErrWrongName: otherName, ErrWrongNode: ownNode,
+}
+
+// verdictOf is what a dialler is told of an error; false: nothing, since it is no peer.
+func verdictOf(err error) (byte, bool) {
+	if _, other := errors.AsType[errVersion](err); other {
+		return otherVersion, true
+	}
+	if r, ok := errors.AsType[*refusal](err); ok {
+		for sentinel, verdict := range verdicts {
+			if errors.Is(r.why, sentinel) {
+				return verdict, true
+			}
 		}
 	}
-	panic(fmt.Sprintf("no verdict for %v", err)) // judge gives no other error
+	return 0, false
 }
 
 // seenByAcceptor puts what TLS failed with in words.

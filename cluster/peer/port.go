@@ -161,7 +161,6 @@ func (p *Port) receive(raw net.Conn, s *slot) {
 	c, err := p.answer(raw)
 	p.waiting.leave(s)
 	if err != nil {
-		p.turnedAway(raw.RemoteAddr(), err)
 		return
 	}
 	p.log.forget(c.peer)

@@ -132,7 +132,9 @@ func (t *transport) isMember(id raft.ServerID) bool {
 func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	send := func() error { return again(func() error { return t.out.AppendEntries(id, target, req, resp) }) }
 	if isHeartbeat(req) {
-		return t.reach.beat(id, send)
+		err := send()
+		t.reach.beat(id, err)
+		return err
 	}
 	t.await(id)
 	return send()

@@ -85,7 +85,7 @@ func parseToken(s string) (*JoinToken, error) {
 		return nil, fmt.Errorf("it does not begin with %s", tokenPrefix)
 	}
 	b, err := tokenText.DecodeString(text)
-	if err != nil {
+	if err != nil || strings.ContainsAny(text, "\r\n") { // which the decoder leaves out
 		return nil, errors.New("it is not complete, or has characters that are not of it")
 	}
 	defer clear(b)
