@@ -48,6 +48,7 @@ type replicated struct {
 	state   *state.State
 	changed chan struct{}
 	leader  bool
+	old     bool // nobody confirms the state
 	fault   func() fault
 }
 
@@ -74,6 +75,18 @@ func (r *replicated) Changed() <-chan struct{} {
 }
 
 func (r *replicated) IsLeader() bool { return r.leader }
+
+func (r *replicated) Current() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.old
+}
+
+func (r *replicated) setOld(old bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.old = old
+}
 
 func (r *replicated) Propose(_ context.Context, c *commandpb.Command) error {
 	switch r.fault() {

@@ -194,9 +194,15 @@ func (s step) asked(now *state.State) bool {
 	return ok && placed{t, k, v, r}.need() == s.need()
 }
 
-// orphans are what is in a token, and no object of a version that the hierarchy knows: the labels of
-// those that a daemon has made, and how many there are with those of others.
-func orphans(s *state.State, region hierarchy.RegionID, objects []hsm.Object) (ours []string, all uint64) {
+// Orphans are the objects in a token that a daemon has made, and that are of no version that the
+// hierarchy knows. Of a copy of it that is older than the list they may be of the versions that it lacks.
+func Orphans(s *state.State, region hierarchy.RegionID, objects []hsm.Object) []hsm.Object {
+	ours, _ := orphans(s, region, objects)
+	return ours
+}
+
+// orphans are those, and how many there are with others'.
+func orphans(s *state.State, region hierarchy.RegionID, objects []hsm.Object) (ours []hsm.Object, all uint64) {
 	known := map[hierarchy.ObjectID]bool{}
 	for p := range versions(s, region) {
 		for a := uint32(1); a <= p.version.Attempt; a++ {
@@ -208,8 +214,8 @@ func orphans(s *state.State, region hierarchy.RegionID, objects []hsm.Object) (o
 			continue
 		}
 		all++
-		if strings.HasPrefix(o.Label, "kekd/") && strings.Count(o.Label, "/") == 4 { // see label
-			ours = append(ours, o.Label)
+		if len(o.RawID) == len(o.ID) && strings.HasPrefix(o.Label, "kekd/") && strings.Count(o.Label, "/") == 4 { // see label
+			ours = append(ours, o)
 		}
 	}
 	return ours, all

@@ -8,11 +8,13 @@
 // what its first try left.
 //
 // Minting is intent (a command that made the version pre-active), act (here), record (a command
-// that says what was made). Only the region's minting node acts.
+// that says what was made). Only the region's minting node acts, and only while it can be sure to
+// be that. One that takes over knows nothing of what the one before has done, and lists the token anew.
 package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -33,6 +35,8 @@ const (
 	// planAge is how old a plan may be when it opens something, once there is a later state: what that
 	// closes comes first, and a plan for each key of many would be all that is done.
 	planAge = 50 * time.Millisecond
+	// confirmAgain is how soon a minting node looks again whether its copy of the hierarchy is confirmed.
+	confirmAgain = 250 * time.Millisecond
 )
 
 // Hierarchy is the replicated state, and the way to change it.
@@ -43,6 +47,9 @@ type Hierarchy interface {
 	Changed() <-chan struct{}
 	Propose(ctx context.Context, c *commandpb.Command) error
 	IsLeader() bool
+	// Current tells whether State is proved to be of the last few seconds. A node that is not heard of is
+	// replaced as the one that mints, and does not hear of it: before that it must have stopped.
+	Current() bool
 }
 
 // Token is what the reconciler needs of the serving side.
@@ -71,6 +78,8 @@ type Reconciler struct {
 	unnamed   uint64                            // key objects whose CKA_ID is none of ours
 	forgotten map[hierarchy.ObjectID]bool       // closed, and dropped from the serving side
 	noLatch   bool                              // the token cannot latch
+	mints     bool                              // this node is the region's minting node, by the state of the last pass
+	outdated  bool                              // it is, and nobody confirms that state
 	troubles  troubles
 	lacking   map[VersionID]bool // what the log has said is not in the token
 
@@ -95,6 +104,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 		var again <-chan time.Time
 		if at, ok := r.troubles.next(); ok {
 			again = time.After(max(time.Until(at), usual.first)) // what nobody takes up keeps no core busy
+		}
+		if r.outdated {
+			again = time.After(confirmAgain)
 		}
 		select {
 		case <-ctx.Done():
@@ -125,6 +137,7 @@ func (r *Reconciler) Doubt() {
 // pass takes the steps that one state asks for, until the state has changed.
 func (r *Reconciler) pass(ctx context.Context) {
 	s, planned := r.raft.State(), time.Now()
+	r.takeOver(s)
 	lacks := r.forget(ctx, s)
 	steps, gone, err := r.compare(ctx, s)
 	if err != nil {
@@ -140,6 +153,7 @@ func (r *Reconciler) pass(ctx context.Context) {
 		missing = append(missing, fmt.Sprintf("%s: %v", l.name(), l.why))
 	}
 	minter, ours := r.minter(s)
+	r.outdated = ours && len(steps) > 0 && !r.raft.Current()
 	pending := map[VersionID]lack{}
 	var refused []string
 	for _, st := range steps {
@@ -150,6 +164,8 @@ func (r *Reconciler) pass(ctx context.Context) {
 			continue // nobody waits for it
 		case !ours:
 			l.err = fmt.Errorf("node %s of this region has not done it yet", minter)
+		case r.outdated && l.err == nil:
+			l.err = errOutdated
 		case l.final:
 			refused = append(refused, fmt.Sprintf("%s: %v", st.name(), l.err))
 		}
@@ -160,6 +176,12 @@ func (r *Reconciler) pass(ctx context.Context) {
 		return
 	}
 	for _, st := range steps {
+		if _, ours := r.minter(r.raft.State()); !ours {
+			return
+		}
+		if r.outdated = !r.raft.Current(); r.outdated {
+			return
+		}
 		opens := st.action == unlatch || st.action == mint
 		if now := r.raft.State(); opens && now.Revision() != s.Revision() && (time.Since(planned) > planAge || !st.asked(now)) {
 			continue
@@ -173,16 +195,34 @@ func (r *Reconciler) pass(ctx context.Context) {
 	}
 }
 
-// minter is the node that changes objects in this region, and whether it is this one.
+var errOutdated = errors.New("no leader confirms this node's copy of the hierarchy, so that it changes nothing in the token")
+
+// takeOver has the token listed anew where this node has become the one that mints, since the one before may
+// have changed it; and once more when a step of that one, which it was in when it was replaced, has
+// ended at the latest. What it left under attempts that were given up is swept then.
+func (r *Reconciler) takeOver(s *state.State) {
+	_, ours := r.minter(s)
+	if ours && !r.mints && r.have != nil {
+		r.have = nil
+		time.AfterFunc(stepTimeout, r.Doubt)
+	}
+	r.mints = ours
+}
+
 func (r *Reconciler) minter(s *state.State) (name string, ours bool) {
-	region, ok := s.Region(r.self.Region)
+	return Minter(s, r.self.Region, r.self.Node)
+}
+
+// Minter is the name of the node that changes objects in a region's token, and whether it is self.
+func Minter(s *state.State, region hierarchy.RegionID, self hierarchy.NodeID) (name string, ours bool) {
+	r, ok := s.Region(region)
 	if !ok {
 		return "none", false
 	}
-	if n, ok := s.Node(region.MintingNode); ok {
-		return n.Name, region.MintingNode == r.self.Node
+	if n, ok := s.Node(r.MintingNode); ok {
+		return n.Name, r.MintingNode == self
 	}
-	return region.MintingNode.String(), region.MintingNode == r.self.Node
+	return r.MintingNode.String(), r.MintingNode == self
 }
 
 // compare plans with what is in the token. That is listed when this node does not know it, and again
@@ -284,7 +324,11 @@ func (r *Reconciler) list(ctx context.Context, s *state.State) error {
 		r.noLatch = !info.CanLatch // who latches finds out for himself
 	}
 	ours, others := orphans(s, r.self.Region, objects)
-	r.progress.listed(ours, capacity.Token{Max: r.limit(info, r.used(info)), Foreign: others + info.Others})
+	labels := make([]string, len(ours))
+	for i, o := range ours {
+		labels[i] = o.Label
+	}
+	r.progress.listed(labels, capacity.Token{Max: r.limit(info, r.used(info)), Foreign: others + info.Others})
 	return nil
 }
 
