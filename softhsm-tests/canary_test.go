@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,8 +14,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/raft"
 
 	"github.com/kekd/kekd/cluster"
 	"github.com/kekd/kekd/hierarchy"
@@ -187,10 +184,8 @@ func search(t *testing.T, dir string, secrets [][]byte) (found []string) {
 // takeSnapshot has the Raft store of a daemon that is stopped write one.
 func takeSnapshot(t *testing.T, n *node) {
 	t.Helper()
-	id := nodeIDOf(t, n)
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(id))
 	dir := filepath.Join(n.DataDir, "raft")
-	r, err := cluster.Open(cluster.Config{Dir: dir, Transport: transport, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	r, err := cluster.Open(cluster.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,19 +212,4 @@ func takeSnapshot(t *testing.T, n *node) {
 	if err != nil || !bytes.Contains(b, []byte("acme")) {
 		t.Fatalf("the snapshot does not know the tenant: %v", err)
 	}
-}
-
-func nodeIDOf(t *testing.T, n *node) string {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(n.DataDir, "node.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var file struct {
-		NodeID string `json:"node_id"`
-	}
-	if err := json.Unmarshal(b, &file); err != nil {
-		t.Fatal(err)
-	}
-	return file.NodeID
 }

@@ -17,7 +17,7 @@ import (
 
 // auditLog is the journal as administration uses it.
 type auditLog struct {
-	journal *audit.Journal
+	journal func() (*audit.Journal, error) // an error says why there is none yet
 	state   func() *state.State
 	self    hierarchy.NodeID
 	cluster hierarchy.ClusterID
@@ -31,7 +31,11 @@ func (l *auditLog) Append(ctx context.Context, r socketapi.AdminRecord) (uint64,
 		}
 		detail += "command " + r.Command.String()
 	}
-	p, err := l.journal.Write(ctx, []audit.Record{{
+	to, err := l.journal()
+	if err != nil {
+		return 0, err
+	}
+	p, err := to.Write(ctx, []audit.Record{{
 		Kind: r.Kind, Epoch: l.state().Epoch(),
 		Tenant: r.Tenant, TenantName: r.TenantName, Key: r.Key, Version: r.Version,
 		Caller: &r.Caller, Service: r.Service,
@@ -42,13 +46,18 @@ func (l *auditLog) Append(ctx context.Context, r socketapi.AdminRecord) (uint64,
 
 func (l *auditLog) Tail(ctx context.Context, tenant hierarchy.TenantID, last int, follow bool) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
+		from, err := l.journal()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
 		var f *audit.Follower
 		if follow {
-			f = l.journal.Follow(tenant) // before the past is read, so that nothing falls between
+			f = from.Follow(tenant) // before the past is read, so that nothing falls between
 			defer f.Close()
 		}
 		var seen uint64
-		for line, err := range l.journal.Tail(ctx, tenant, last) {
+		for line, err := range from.Tail(ctx, tenant, last) {
 			seen = line.Sequence
 			if !yield(line.JSON, err) || err != nil {
 				return
@@ -83,7 +92,12 @@ const (
 
 func (l *auditLog) Watch(ctx context.Context, tenant hierarchy.TenantID) iter.Seq2[*kekdv1.TenantEvent, error] {
 	return func(yield func(*kekdv1.TenantEvent, error) bool) {
-		f := l.journal.Follow(tenant)
+		from, err := l.journal()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		f := from.Follow(tenant)
 		defer f.Close()
 		if !yield(&kekdv1.TenantEvent{Time: time.Now().UnixNano(), Kind: kindWatch, Outcome: string(audit.OutcomeOK)}, nil) {
 			return
@@ -131,7 +145,11 @@ func (l *auditLog) Verify(ctx context.Context) (*kekdv1.VerifyAuditResponse, err
 	if a, ok := l.state().Anchor(l.self); ok {
 		anchors = append(anchors, audit.Checkpoint{Cluster: l.cluster, Node: a.Node, Sequence: a.Sequence, Head: a.Head, Signature: a.Signature})
 	}
-	report, err := l.journal.Verify(ctx, anchors)
+	of, err := l.journal()
+	if err != nil {
+		return nil, err
+	}
+	report, err := of.Verify(ctx, anchors)
 	if err != nil {
 		return nil, err
 	}

@@ -41,13 +41,17 @@ func newAuditLog(t *testing.T) *auditLog {
 			t.Error(err)
 		}
 	})
-	return &auditLog{journal: j, state: state.New, self: options.Node, cluster: options.Cluster}
+	return &auditLog{journal: func() (*audit.Journal, error) { return j, nil }, state: state.New, self: options.Node, cluster: options.Cluster}
 }
 
 func (l *auditLog) use(t *testing.T, tenant hierarchy.TenantID, n int) {
 	t.Helper()
+	j, err := l.journal()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i := range n {
-		_, err := l.journal.Append(t.Context(), []audit.Record{{
+		_, err := j.Append(t.Context(), []audit.Record{{
 			Kind: "unwrap", Tenant: tenant, TenantName: "acme", Key: "orders", Version: 3, At: time.Unix(0, 1e18),
 			Caller: &hierarchy.Principal{UID: 1, GID: 2, PID: 3}, Service: "saas", Outcome: audit.OutcomeDenied, Code: "RATE_LIMITED", Reason: "why", Detail: fmt.Sprint(i),
 		}})
@@ -56,7 +60,7 @@ func (l *auditLog) use(t *testing.T, tenant hierarchy.TenantID, n int) {
 		}
 	}
 	// What is behind the last of them is durable, and handed out.
-	if _, err := l.journal.Write(t.Context(), []audit.Record{{Kind: "start"}}); err != nil {
+	if _, err := j.Write(t.Context(), []audit.Record{{Kind: "start"}}); err != nil {
 		t.Fatal(err)
 	}
 }

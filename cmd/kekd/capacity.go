@@ -11,8 +11,16 @@ import (
 // room is the gate as the socket sees it.
 type room struct{ *capacity.Gate }
 
-func newRoom(n *node, r *reconcile.Reconciler) room {
-	return room{capacity.NewGate(n.self.RegionID, n.raft.State, func() capacity.Token { return r.Inventory().Token })}
+func (n *node) newRoom() room {
+	return room{capacity.NewGate(n.self.RegionID, n.raft.State, func() capacity.Token { return n.inventory().Token })}
+}
+
+// inventory is what the reconciler knows of the token: nothing, until this node is up.
+func (n *node) inventory() reconcile.Inventory {
+	if !n.up.Load() || n.reconciler == nil {
+		return reconcile.Inventory{}
+	}
+	return n.reconciler.Inventory()
 }
 
 func (r room) Objects(s *state.State, tenant hierarchy.TenantID) (used, left uint64) {

@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/cluster/peer"
 )
 
 // peersConfig is the one port on which nodes of a cluster reach each other, over mTLS.
@@ -25,6 +28,17 @@ type witnessConfig struct {
 	// Dir holds the key that signs the node's audit journal in place of a token. It is no part of
 	// data_dir, so that a disk that is put back from a backup does not take it along.
 	Dir string `toml:"dir"`
+}
+
+// peers is the port as package cluster takes it; nil: there is none.
+func (c *config) peers() *cluster.Peers {
+	if c.Peers == nil {
+		return nil
+	}
+	return &cluster.Peers{
+		Name: c.Node.Name, Listen: c.Peers.Listen, Advertise: c.Peers.Advertise,
+		Files: peer.Files{Certificate: c.Peers.Certificate, Key: c.Peers.Key, CA: c.Peers.CA},
+	}
 }
 
 // address is where the peers reach this node.

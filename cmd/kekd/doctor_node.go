@@ -23,10 +23,21 @@ import (
 type doctor struct{ n *node }
 
 func (d doctor) Doctor(ctx context.Context) []*kekdv1.Check {
-	d.awaitListing(ctx)
-	checks := append([]hsm.Check{d.hierarchy(), d.journal(), d.memory(), d.descriptors()}, disks(d.n.config)...)
-	checks = append(checks, d.workers(), d.keys(), d.room())
-	checks = append(checks, d.token(ctx)...)
+	checks := append([]hsm.Check{d.hierarchy(), d.memory(), d.descriptors()}, disks(d.n.config)...)
+	up, token := d.n.up.Load(), d.n.token != nil
+	if up {
+		checks = append(checks, d.journal())
+	}
+	if token {
+		checks = append(checks, d.workers())
+	}
+	if up && token {
+		d.awaitListing(ctx)
+		checks = append(checks, d.keys(), d.room())
+	}
+	if token {
+		checks = append(checks, d.token(ctx)...)
+	}
 	told := make([]*kekdv1.Check, 0, len(checks))
 	for _, c := range checks {
 		told = append(told, &kekdv1.Check{Name: c.Name, Status: string(c.Verdict), Meaning: c.Meaning, Action: c.Action})
@@ -185,7 +196,7 @@ func (d doctor) workers() hsm.Check {
 
 func (d doctor) keys() hsm.Check {
 	const name = "keys"
-	inventory := d.n.reconciler.Inventory()
+	inventory := d.n.inventory()
 	switch {
 	case len(inventory.Missing) > 0:
 		return hsm.Failed(name, fmt.Sprintf("what was sealed under %d key versions does not open: their keys are not in the token as they must be, the first is %s", len(inventory.Missing), inventory.Missing[0]),

@@ -15,7 +15,7 @@ import (
 	"github.com/kekd/kekd/hsm/softhsm"
 )
 
-// publishIdentity writes the public key of the token's identity to where auditors look for it,
+// publishIdentity writes the public key that signs this node's journal to where auditors look for it,
 // unless it is there. The file is for people: what the daemon trusts is pinned in the hierarchy.
 func publishIdentity(dataDir string, spki []byte) error {
 	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki})
@@ -26,13 +26,18 @@ func publishIdentity(dataDir string, spki []byte) error {
 }
 
 // checkIdentity holds the token's identity against the one that the hierarchy has pinned for this
-// region, and puts its file back if that was lost.
+// region, or a witness's own key against the one that it joined with, and puts its file back if that was
+// lost.
 func (n *node) checkIdentity() error {
-	spki, err := x509.MarshalPKIXPublicKey(n.token.Signer().Public())
+	spki, err := x509.MarshalPKIXPublicKey(n.signer.Public())
 	if err != nil {
 		return err
 	}
-	if r, ok := n.raft.State().Region(n.self.RegionID); !ok || !bytes.Equal(r.Identity, spki) {
+	if s := n.raft.State(); n.token == nil {
+		if m, ok := s.Node(n.self.NodeID); !ok || !bytes.Equal(m.Identity, spki) {
+			return fmt.Errorf("the key in %s is not the one that this node joined with. Put the right one back", fileKeyPath(n.config.Witness.Dir))
+		}
+	} else if r, ok := s.Region(n.self.RegionID); !ok || !bytes.Equal(r.Identity, spki) {
 		return fmt.Errorf("the token's identity is not the one that region %s was made with: this is another token, or one that was made anew. Put the right one back", n.self.Region)
 	}
 	if err := publishIdentity(n.config.DataDir, spki); err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -39,54 +38,66 @@ interrupted is finished by running it again.`,
 	return cmd
 }
 
+// place is a data directory that init or join fills, and what they need for it.
+type place struct {
+	config config
+	log    *slog.Logger
+	lock   *os.File
+}
+
+// takePlace makes the data directory, and keeps others out of it until the lock is closed.
+func takePlace(configPath, within string, stderr io.Writer) (place, error) {
+	c, err := loadConfig(configPath)
+	if err != nil {
+		return place{}, err
+	}
+	log, err := newLogger(stderr, c.Log)
+	if err != nil {
+		return place{}, err
+	}
+	harden(false)
+	if err := c.mustBeOurs(configPath, within); err != nil {
+		return place{}, err
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return place{}, err
+	}
+	if err := mustBeOurOwn(c.DataDir, within); err != nil { // somebody was quicker, in a sticky directory
+		return place{}, err
+	}
+	lock, err := lockDataDir(c.DataDir)
+	return place{c, log, lock}, err
+}
+
 // runInit makes things in an order in which each crash leaves something that the next try
 // goes on from: the identifiers, token and identity, journal, Raft, and last the mark that all
 // is there.
 func runInit(ctx context.Context, configPath, within string, stdout, stderr io.Writer) (err error) {
-	c, err := loadConfig(configPath)
+	p, err := takePlace(configPath, within, stderr)
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(stderr, c.Log)
+	defer p.lock.Close()
+	c := p.config
+	if !c.hasToken() {
+		return errors.New("a cluster begins with a node that has an HSM: a witness joins it, with kekd join")
+	}
+	n, err := startNode(ctx, c, p.log)
 	if err != nil {
 		return err
 	}
-	harden(false)
-	if err := c.mustBeOurs(configPath, within); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return err
-	}
-	if err := mustBeOurOwn(c.DataDir, within); err != nil { // somebody was quicker, in a sticky directory
-		return err
-	}
-	lock, err := lockDataDir(c.DataDir)
+	s, err := makeSigning(ctx, c, p.log)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	n, err := startNode(ctx, c, log)
-	if err != nil {
+	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	if err := publishIdentity(c.DataDir, s.identity); err != nil {
 		return err
 	}
-
-	token, err := initToken(ctx, c.HSM, log)
-	if err != nil {
+	if err := initJournal(c, n, s); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, token.Close(context.WithoutCancel(ctx))) }()
-	spki, err := x509.MarshalPKIXPublicKey(token.identity.Public())
-	if err != nil {
-		return err
-	}
-	if err := publishIdentity(c.DataDir, spki); err != nil {
-		return err
-	}
-	if err := initJournal(c, n, token); err != nil {
-		return err
-	}
-	if err := initRaft(c, n, spki); err != nil {
+	if err := initRaft(c, n, s.identity); err != nil {
 		return err
 	}
 	n.Initialised = true
@@ -118,16 +129,25 @@ func startNode(ctx context.Context, c config, log *slog.Logger) (nodeFile, error
 		return n, writeNode(c.DataDir, n)
 	case err != nil:
 		return n, err
-	case n.Initialised:
-		return n, fmt.Errorf("%s is initialised already, as node %s of region %s: start it with kekd serve", c.DataDir, n.Node, n.Region)
-	case n.Node != c.Node.Name || n.Region != c.Node.Region:
-		return n, fmt.Errorf("%s was begun as node %s of region %s: finish it under these names, or remove it", c.DataDir, n.Node, n.Region)
+	case n.Joins && !n.Initialised:
+		return n, fmt.Errorf("%s was begun by kekd join: go on with that, or remove it", c.DataDir)
 	}
-	return n, nil
+	return n, mustGoOn(c, n)
 }
 
-func initJournal(c config, n nodeFile, token *openedToken) error {
-	err := audit.Create(auditDir(c.DataDir), audit.Options{Cluster: n.ClusterID, Node: n.NodeID, Signer: token.identity})
+// mustGoOn refuses to fill a directory that is complete, or was begun under another name.
+func mustGoOn(c config, n nodeFile) error {
+	switch {
+	case n.Initialised:
+		return fmt.Errorf("%s is initialised already, as node %s of region %s: start it with kekd serve", c.DataDir, n.Node, n.Region)
+	case n.Node != c.Node.Name || n.Region != c.Node.Region:
+		return fmt.Errorf("%s was begun as node %s of region %s: finish it under these names, or remove it", c.DataDir, n.Node, n.Region)
+	}
+	return nil
+}
+
+func initJournal(c config, n nodeFile, s signing) error {
+	err := audit.Create(auditDir(c.DataDir), audit.Options{Cluster: n.ClusterID, Node: n.NodeID, Signer: s.signer})
 	if errors.Is(err, hierarchy.ErrAlreadyExists) {
 		return nil
 	}
@@ -139,12 +159,16 @@ func initRaft(c config, n nodeFile, identity []byte) error {
 	if err := checkStore(c.DataDir, n); !errors.Is(err, cluster.ErrUninitialised) {
 		return err
 	}
+	node := &commandpb.Node{Id: n.NodeID.ID[:], Name: n.Node, RegionId: n.RegionID.ID[:], Voter: true}
+	if c.Peers != nil {
+		node.Address = c.Peers.address()
+	}
 	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir)}, &commandpb.InitCluster{
 		ClusterId: n.ClusterID.ID[:],
 		Region: &commandpb.Region{
 			Id: n.RegionID.ID[:], Name: n.Region, Role: commandpb.RegionRole_REGION_ROLE_VOTING,
 			Identity: identity, MintingNode: n.NodeID.ID[:],
 		},
-		Node: &commandpb.Node{Id: n.NodeID.ID[:], Name: n.Node, RegionId: n.RegionID.ID[:], Voter: true},
+		Node: node,
 	})
 }

@@ -31,6 +31,17 @@ func (n *node) startJournal(ctx context.Context, o serveOptions) error {
 	return n.repairs.write(ctx, n.journal)
 }
 
+// upJournal is the journal for who comes in by a socket, once this node is up.
+func (n *node) upJournal() (*audit.Journal, error) {
+	if !n.up.Load() {
+		return nil, fmt.Errorf("%w: node %s is starting: `kekctl status` says what it waits for", hierarchy.ErrAuditUnavailable, n.self.Node)
+	}
+	return n.journal, nil
+}
+
+// openedJournal is the same, for what other nodes bring.
+func (n *node) openedJournal() (journal, error) { return n.upJournal() }
+
 // closeJournal writes that this node has stopped. The last checkpoint is anchored while there is a
 // Raft node to do it.
 func (n *node) closeJournal(ctx context.Context) error {
@@ -59,7 +70,7 @@ func (n *node) recordRefusals(hot *custody.Custody) func(context.Context) error 
 // it. Nothing is written to it then, since it is evidence.
 func (n *node) openJournal(ctx context.Context, o serveOptions) (err error) {
 	dir := auditDir(n.config.DataDir)
-	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.token.Signer(), Anchor: n.knownHead(), Log: n.log}
+	options := audit.Options{Cluster: n.self.ClusterID, Node: n.self.NodeID, Signer: n.signer, Anchor: n.knownHead(), Log: n.log}
 	n.journal, err = audit.Open(dir, options)
 	if !errors.Is(err, audit.ErrCorrupt) && !errors.Is(err, hierarchy.ErrNotFound) {
 		return err

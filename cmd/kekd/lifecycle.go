@@ -10,14 +10,16 @@ import (
 // Each part of a node has a share of its own of the time that a stop may take, so that one which
 // hangs takes nothing from those after it. Together they are less than 10 s.
 const (
-	stopSockets    = 3500 * time.Millisecond
+	stopSockets    = 3 * time.Second
+	stopLeadership = 600 * time.Millisecond // two elections: the next leader has to be heard of
 	stopRefusals   = 200 * time.Millisecond
 	stopReconciler = 500 * time.Millisecond
-	stopWraps      = time.Second
-	stopRepairs    = 300 * time.Millisecond
-	stopJournal    = 1500 * time.Millisecond
+	stopWraps      = 900 * time.Millisecond
+	stopRepairs    = 200 * time.Millisecond
+	stopJournal    = 1400 * time.Millisecond
+	stopAdmin      = 200 * time.Millisecond
 	stopRaft       = time.Second
-	stopToken      = 1500 * time.Millisecond
+	stopToken      = 1300 * time.Millisecond
 )
 
 // lifecycle is what runs, in the order in which it was started. It is stopped the other way round:

@@ -64,10 +64,10 @@ func TestStopInReverseOrderAndInTime(t *testing.T) {
 // A node whose every part hangs ends within the 10 s that operators are promised.
 func TestSharesOfAStop(t *testing.T) {
 	var sum time.Duration
-	for _, share := range []time.Duration{stopSockets, stopReconciler, stopWraps, stopJournal, stopRaft, stopToken} {
+	for _, share := range []time.Duration{stopSockets, stopLeadership, stopRefusals, stopReconciler, stopWraps, stopRepairs, stopJournal, stopAdmin, stopRaft, stopToken} {
 		sum += share + leave
 	}
-	if sum > 9500*time.Millisecond {
+	if sum > 9800*time.Millisecond {
 		t.Errorf("a stop may take %v", sum)
 	}
 }

@@ -1,5 +1,5 @@
-// Command kekd is the daemon: `kekd init` makes a node, `kekd serve` runs it, and `kekd dev`
-// runs a cluster for trying and testing. The command line for its users is kekctl.
+// Command kekd is the daemon: `kekd init` makes a cluster's first node, `kekd join` the others, `kekd
+// serve` runs one, and `kekd dev` runs a cluster for trying and testing. The command line for its users is kekctl.
 package main
 
 import (
@@ -68,7 +68,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(initCommand(), serveCommand(), devCommand(), tokenWorkerCommand(), doctorCommand(), tokenCheckupCommand())
+	root.AddCommand(initCommand(), joinCommand(), serveCommand(), devCommand(), tokenWorkerCommand(), doctorCommand(), tokenCheckupCommand())
 	return root
 }
 

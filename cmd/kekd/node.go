@@ -16,8 +16,8 @@ import (
 	"github.com/kekd/kekd/hierarchy"
 )
 
-// nodeFile says who this node is. It is written once, before anything else that init makes, so
-// that an init that was interrupted goes on with the same identifiers.
+// nodeFile says who this node is. It is written before anything else that init or join makes, so that one
+// that was interrupted goes on with the same identifiers.
 type nodeFile struct {
 	Format      int                 `json:"format"`
 	ClusterID   hierarchy.ClusterID `json:"cluster_id"`
@@ -25,7 +25,9 @@ type nodeFile struct {
 	Node        string              `json:"node"`
 	RegionID    hierarchy.RegionID  `json:"region_id"`
 	Region      string              `json:"region"`
-	Initialised bool                `json:"initialised"` // set last, when init is complete
+	Joins       bool                `json:"joins,omitempty"`      // it was made by join, not by init
+	NewRegion   bool                `json:"new_region,omitempty"` // join found the token to be nobody's
+	Initialised bool                `json:"initialised"`          // set last, when init or join is complete
 }
 
 func nodePath(dataDir string) string     { return filepath.Join(dataDir, "node.json") }
@@ -90,7 +92,15 @@ func loadNode(c config, configPath string) (nodeFile, error) {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !n.Initialised {
-		return n, fmt.Errorf("%s is not initialised: run\n  kekd init --config %s", c.DataDir, configPath)
+		how := "init"
+		if n.Joins {
+			how = "join"
+		}
+		also := ""
+		if c.Peers != nil && err != nil {
+			also = fmt.Sprintf("\nfor a new cluster, or with a token of kekctl node invite\n  kekd join --config %s --token-file FILE", configPath)
+		}
+		return n, fmt.Errorf("%s is not initialised: run\n  kekd %s --config %s%s", c.DataDir, how, configPath, also)
 	}
 	if err != nil {
 		return n, err

@@ -13,8 +13,6 @@ import (
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hierarchy/state"
-	"github.com/kekd/kekd/hsm"
-	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
 // Here stand the joints: what one part asks for, in terms of what another offers.
@@ -37,13 +35,22 @@ func (p proposer) Propose(ctx context.Context, c *commandpb.Command) error {
 	return err
 }
 
-// ledger is the Raft node for those who count by cluster time.
+// ledger is the Raft node for those who count by cluster time, or have to know how old their copy is.
 type ledger struct {
 	proposer
 	view *view.Replica
 }
 
 func (l ledger) Now() time.Time { return l.view.Now() }
+
+// actWithin is how old a copy may be for the token to be changed by it. A node that mints and is not heard of
+// is replaced after some seconds more, so that two never act.
+const actWithin = 3 * time.Second
+
+func (l ledger) Current() bool {
+	v := l.view.Look()
+	return v.Fault == nil && v.Age <= actWithin
+}
 
 // minting tells when a key version can be served.
 type minting struct {
@@ -116,72 +123,9 @@ func (m minting) regionName(id hierarchy.RegionID) string {
 	return id.String()
 }
 
-// status tells how the node is.
-type status struct{ n *node }
+// settling is the reconciler for who waits for a key, which he does only once this node is up.
+type settling struct{ n *node }
 
-// healthTimeout is how long the token may take to say that it is there.
-const healthTimeout = 2 * time.Second
-
-func (s status) Status(ctx context.Context) *kekdv1.Status {
-	n := s.n
-	look := n.replica().View()
-	st := look.State
-	m := &kekdv1.Status{
-		ClusterId: n.self.ClusterID.String(), NodeId: n.self.NodeID.String(), NodeName: n.self.Node,
-		Region: n.self.Region, Epoch: st.Epoch(), AppliedIndex: st.Index(),
-		Fresh:        look.Serves(st.MinStaleness()) == nil,
-		Version:      version(),
-		ClusterTime:  st.Stamp().UnixNano(),
-		AuditHealthy: n.journal.Healthy() == nil,
-		DataDir:      n.config.DataDir,
-		Warnings:     append([]string(nil), n.warnings...),
-	}
-	if r, ok := st.Region(n.self.RegionID); ok {
-		m.Role = r.Role.String()
-	}
-	if leader, ok := n.raft.Leader(); ok {
-		m.Leader = leader.String()
-	}
-	m.Hsm = s.hsm(ctx)
-	if err := n.journal.Healthy(); err != nil {
-		m.Warnings = append(m.Warnings, "audit journal: "+err.Error())
-	}
-	if js := n.journal.Status(); js.SpaceErr != nil {
-		m.Warnings = append(m.Warnings, "audit journal: "+js.SpaceErr.Error())
-	} else if js.SignErr != nil {
-		m.Warnings = append(m.Warnings, "audit journal: its head is not signed: "+js.SignErr.Error())
-	}
-	for _, d := range disks(n.config) {
-		if d.Verdict == hsm.Missing {
-			m.Warnings = append(m.Warnings, d.Meaning+": "+d.Action)
-		}
-	}
-	inventory := n.reconciler.Inventory()
-	m.Hsm.Objects = inventory.Objects
-	tellRoom(m.Hsm, n.room.Room())
-	for _, missing := range inventory.Missing {
-		m.Warnings = append(m.Warnings, "key version "+missing)
-	}
-	for _, refused := range inventory.Refused {
-		m.Warnings = append(m.Warnings, "key version "+refused)
-	}
-	for _, orphan := range inventory.Orphans {
-		m.Warnings = append(m.Warnings, "the token has a key object that the hierarchy does not know: "+orphan)
-	}
-	return m
-}
-
-func (s status) hsm(ctx context.Context) *kekdv1.HSMStatus {
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
-	defer cancel()
-	h := &kekdv1.HSMStatus{}
-	info, err := s.n.token.Info(ctx)
-	if err == nil {
-		h.Label, h.Model, h.Serial = info.Label, info.Model, info.Serial
-		err = s.n.token.Healthy(ctx)
-	}
-	if h.Healthy = err == nil; !h.Healthy {
-		h.Fault = err.Error()
-	}
-	return h
+func (s settling) Settled(ctx context.Context, index uint64, v reconcile.VersionID) error {
+	return s.n.reconciler.Settled(ctx, index, v)
 }
