@@ -34,6 +34,7 @@ type node struct {
 	commands []*commandpb.Command
 	records  []socketapi.AdminRecord
 
+	refuse     error                                           // of a command that is not proposed
 	proposeErr func(context.Context, *commandpb.Command) error // after the command took effect
 	mintErr    error                                           // nothing is minted
 	auditErr   func(socketapi.AdminRecord) error
@@ -56,6 +57,9 @@ func (n *node) Changed() <-chan struct{} {
 func (n *node) Propose(ctx context.Context, c *commandpb.Command) (state.Result, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.refuse != nil {
+		return state.Result{}, n.refuse
+	}
 	r := n.apply(c)
 	n.commands = append(n.commands, c)
 	if n.proposeErr != nil {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/kekd/kekd/softhsm-tests/devcluster"
@@ -75,7 +74,7 @@ func (d *daemon) dial() error {
 	}
 	d.closers = append(d.closers, closer)
 	// The empty call goes over the very connection of the others.
-	d.api, d.health = api, grpc_health_v1.NewHealthClient(closer.(grpc.ClientConnInterface))
+	d.api, d.health = api, grpc_health_v1.NewHealthClient(closer)
 	if d.client, err = client.Dial(d.node.Socket); err != nil {
 		return err
 	}

@@ -38,10 +38,21 @@ type Error struct {
 	IdempotencyID hierarchy.CommandID
 	// RetryAfter is how long to wait before it can succeed; zero: not known.
 	RetryAfter time.Duration
+	// Origin is who says so. It does not cross the socket.
+	Origin Origin
 
 	grpc     codes.Code
 	sentinel error // nil: none stands for the code
 }
+
+// Origin is who an error is from.
+type Origin uint8
+
+const (
+	FromDaemon    Origin = iota // it has looked at the call
+	FromTransport               // what became of the call is not known
+	FromNobody                  // nobody was reached, and nothing was sent
+)
 
 func (e *Error) Error() string { return e.Message }
 
@@ -137,7 +148,7 @@ func FromStatus(err error) error {
 		return e
 	}
 	e := FromProto(&kekdv1.Error{Code: code.Code_name[int32(st.Code())], Message: st.Message()})
-	e.grpc = st.Code()
+	e.grpc, e.Origin = st.Code(), FromTransport
 	switch st.Code() {
 	case codes.ResourceExhausted:
 		// gRPC's own limit, that of a message's size: the daemon's limits carry an ErrorInfo.
@@ -176,7 +187,7 @@ func fromDetails(st *status.Status) *Error {
 	return e
 }
 
-// Unreachable is a client's error: there is nobody to ask.
+// Unreachable is a client's error: there is nobody to ask, and nothing was sent.
 func Unreachable(message, hint string) *Error {
-	return &Error{Code: CodeUnavailable, Message: message, Hint: hint, grpc: codes.Unavailable, sentinel: ErrUnavailable}
+	return &Error{Origin: FromNobody, Code: CodeUnavailable, Message: message, Hint: hint, grpc: codes.Unavailable, sentinel: ErrUnavailable}
 }

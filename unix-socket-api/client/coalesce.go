@@ -21,7 +21,7 @@ const (
 	maxBytes = 512 << 10
 )
 
-// coalescer puts the calls of many goroutines on one stream of batches.
+// coalescer puts the calls of many goroutines on one stream of batches, to one daemon.
 type coalescer struct {
 	api  kekdv1.KeyServiceClient
 	ctx  context.Context // ends with the client
@@ -41,7 +41,6 @@ type coalescer struct {
 type call struct {
 	op      *kekdv1.Operation
 	size    int
-	retried bool
 	settled atomic.Bool  // by the result, or by the caller who has gone
 	users   atomic.Int32 // of op: the coalescer until the call has ended, and who encodes it
 	done    chan Result  // of size 1
@@ -172,7 +171,7 @@ func (c *coalescer) stream() error {
 		select {
 		case <-c.wake:
 		case err := <-broken:
-			c.putBack(err)
+			c.lose(err)
 			c.signal()
 			return nil
 		}
@@ -250,28 +249,20 @@ func (c *coalescer) receive(s grpc.BidiStreamingClient[kekdv1.BatchRequest, kekd
 	}
 }
 
-// putBack queues again, once, what was under way on a stream that broke because nobody is
-// there; whatever broke it otherwise would do so again.
-func (c *coalescer) putBack(err error) {
+// lose ends what was under way on a stream that broke. Its callers know where else to try.
+func (c *coalescer) lose(err error) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok { // io.EOF: the daemon ended a stream that nobody closed
 		e = errAnswer
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var queue []*call
 	for _, calls := range c.underWay {
 		for _, k := range calls {
-			if e.Code == apierr.CodeUnavailable && !k.retried && !c.closed {
-				k.retried = true
-				queue = append(queue, k)
-			} else {
-				k.finish(Result{Err: e})
-			}
+			k.finish(Result{Err: e})
 		}
 	}
 	clear(c.underWay)
-	c.queue = append(queue, c.queue...)
 }
 
 // fail ends all that waits.

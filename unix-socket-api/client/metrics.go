@@ -19,7 +19,7 @@ const maxMetrics = 64 << 20
 // sockets are as for [DialAdmin].
 func Metrics(ctx context.Context, sockets ...string) ([]byte, error) {
 	var err error
-	for _, path := range adminSockets(sockets) {
+	for _, path := range AdminSockets(sockets...) {
 		var text []byte
 		if text, err = metricsOf(ctx, path); err == nil || !errors.Is(err, ErrUnavailable) {
 			return text, err

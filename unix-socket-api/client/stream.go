@@ -17,9 +17,10 @@ type Stream struct {
 	sent map[uint64]int // the sizes of what is not answered yet
 }
 
-// OpenStream opens a pipeline. It ends with the context.
+// OpenStream opens a pipeline to one daemon. It ends with the context, or with [ErrUnavailable] when that
+// daemon stops: what is not answered then may be sent again on another.
 func (c *Client) OpenStream(ctx context.Context) (*Stream, error) {
-	s, err := c.api.Stream(ctx)
+	s, err := kekdv1.NewKeyServiceClient(c.conn).Stream(ctx)
 	if err != nil {
 		return nil, err
 	}
