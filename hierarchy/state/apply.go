@@ -215,6 +215,8 @@ func (d *draft) run(c *commandpb.Command) error {
 		return d.setMintingNode(b.SetMintingNode)
 	case *commandpb.Command_RaiseFeatureLevel:
 		return d.raiseFeatureLevel(b.RaiseFeatureLevel)
+	case *commandpb.Command_RestoreRecords:
+		return d.restoreRecords(b.RestoreRecords)
 	}
 	return fmt.Errorf("%w: %T", ErrUnknownCommand, c.GetBody())
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/policy"
 	"github.com/kekd/kekd/hierarchy/state"
 )
 
@@ -101,6 +102,7 @@ type contents struct {
 	Tenants  []state.Tenant
 	Keys     []state.Key
 	Services []state.Service
+	Rules    []policy.Rule
 	Anchors  []state.Anchor
 	Level    uint32
 	Removed  []state.RemovedNode
@@ -136,5 +138,6 @@ func dump(s *state.State) contents {
 	for svc := range s.Services() {
 		c.Services = append(c.Services, *svc)
 	}
+	c.Rules = s.Rules("")
 	return c
 }

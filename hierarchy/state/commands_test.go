@@ -262,6 +262,7 @@ var commands = map[string][]step{
 	"remove_node":         removeSteps,
 	"set_minting_node":    mintingSteps,
 	"raise_feature_level": raiseSteps,
+	"restore_records":     restoreSteps,
 	"anchor_audit": {
 		{name: "on", c: anchor(8, 2)},
 		{name: "the same again", c: anchor(7, 1)},

@@ -145,6 +145,21 @@ func wholeKeyToPB(k *Key) *commandpb.Key {
 }
 
 func keyFromPB(m *commandpb.Key) (*Key, error) {
+	k, err := keyPieceFromPB(m)
+	if err != nil {
+		return nil, err
+	}
+	if k.Versions[0].Number != 1 {
+		return nil, fmt.Errorf("%w: key %s: version %d stands where 1 has to", hierarchy.ErrInvalidArgument, k.Name, k.Versions[0].Number)
+	}
+	if uint64(k.MinUnwrapVersion) > uint64(len(k.Versions)) {
+		return nil, fmt.Errorf("%w: key %s has min_unwrap_version %d and %d versions", hierarchy.ErrInvalidArgument, k.Name, k.MinUnwrapVersion, len(k.Versions))
+	}
+	return k, nil
+}
+
+// keyPieceFromPB reads a key of which only a run of versions may be there.
+func keyPieceFromPB(m *commandpb.Key) (*Key, error) {
 	tenant, err := idOf("tenant ID of a key", m.GetTenantId())
 	if err != nil {
 		return nil, err
@@ -166,8 +181,8 @@ func keyFromPB(m *commandpb.Key) (*Key, error) {
 	if n := len(m.GetVersions()); n == 0 || n > MaxVersions {
 		return nil, fmt.Errorf("%w: key %s has %d versions, it must have 1 to %d", hierarchy.ErrInvalidArgument, k.Name, n, MaxVersions)
 	}
-	if k.MinUnwrapVersion == 0 || uint64(k.MinUnwrapVersion) > uint64(len(m.GetVersions())) {
-		return nil, fmt.Errorf("%w: key %s has min_unwrap_version %d and %d versions", hierarchy.ErrInvalidArgument, k.Name, k.MinUnwrapVersion, len(m.GetVersions()))
+	if k.MinUnwrapVersion < 1 || k.MinUnwrapVersion > MaxVersions {
+		return nil, fmt.Errorf("%w: key %s has min_unwrap_version %d: it must be from 1 to %d", hierarchy.ErrInvalidArgument, k.Name, k.MinUnwrapVersion, MaxVersions)
 	}
 	active := 0 // versions that are active, or would be if they were resumed
 	for i, vm := range m.GetVersions() {
@@ -175,8 +190,11 @@ func keyFromPB(m *commandpb.Key) (*Key, error) {
 		if err != nil {
 			return nil, fmt.Errorf("key %s: %w", k.Name, err)
 		}
-		if uint64(v.Number) != uint64(i)+1 {
-			return nil, fmt.Errorf("%w: key %s: version %d stands where %d has to", hierarchy.ErrInvalidArgument, k.Name, v.Number, i+1)
+		if v.Number < 1 || v.Number > MaxVersions {
+			return nil, fmt.Errorf("%w: key %s has a version %d: they have the numbers 1 to %d", hierarchy.ErrInvalidArgument, k.Name, v.Number, MaxVersions)
+		}
+		if i > 0 && v.Number != k.Versions[i-1].Number+1 {
+			return nil, fmt.Errorf("%w: key %s: version %d stands where %d has to", hierarchy.ErrInvalidArgument, k.Name, v.Number, k.Versions[i-1].Number+1)
 		}
 		if base(v) == hierarchy.Active {
 			active++
@@ -248,6 +266,9 @@ func versionFromPB(m *commandpb.Version) (*Version, error) {
 	}
 	if b := base(v); (b == hierarchy.Active || b == hierarchy.Deactivated) && !v.minted() {
 		return nil, bad("is in use, or would be if it were resumed, and not minted everywhere")
+	}
+	if v.State == hierarchy.PreActive && v.minted() {
+		return nil, bad("is pre-active and minted everywhere")
 	}
 	return v, nil
 }

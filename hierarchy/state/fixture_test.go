@@ -176,6 +176,16 @@ func ptr[T any](v T) *T { return &v }
 // populated has something of each kind.
 func populated(t testing.TB) *machine {
 	t.Helper()
+	m := alone(t)
+	for _, c := range moreNodes() {
+		m.do(t, c)
+	}
+	return m
+}
+
+// alone is what populated has, on one node.
+func alone(t testing.TB) *machine {
+	t.Helper()
 	m := initialised(t)
 	for _, c := range []*commandpb.Command{
 		createTenant("acme"), createTenant("globex"),
@@ -188,9 +198,6 @@ func populated(t testing.TB) *machine {
 		anchor(7, 1),
 		disable("globex"),
 	} {
-		m.do(t, c)
-	}
-	for _, c := range moreNodes() {
 		m.do(t, c)
 	}
 	return m

@@ -77,7 +77,13 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 		if err != nil {
 			return fail(err)
 		}
-		if err := d.checkKey(key); err != nil {
+		if _, ok := d.Tenant(key.Tenant); !ok {
+			return fail(fmt.Errorf("key %s is of a tenant that is not there", key.Name))
+		}
+		if _, ok := d.keyByID.get(key.ID); ok {
+			return fail(fmt.Errorf("two keys have the ID %s", key.ID))
+		}
+		if err := d.checkVersions(key); err != nil {
 			return fail(err)
 		}
 		d.putKey(key)
@@ -159,14 +165,8 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 	return fail(fmt.Errorf("%w: a record of a kind that this version does not know", ErrUnknownCommand))
 }
 
-// checkKey compares a key with what was loaded before it.
-func (d *draft) checkKey(k *Key) error {
-	if _, ok := d.Tenant(k.Tenant); !ok {
-		return fmt.Errorf("key %s is of a tenant that is not there", k.Name)
-	}
-	if _, ok := d.keyByID.get(k.ID); ok {
-		return fmt.Errorf("two keys have the ID %s", k.ID)
-	}
+// checkVersions tells whether a key's versions are where there are regions, and name their own objects.
+func (d *draft) checkVersions(k *Key) error {
 	for _, v := range k.Versions {
 		for _, r := range v.Regions {
 			if _, ok := d.Region(r.Region); !ok {

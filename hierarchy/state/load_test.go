@@ -104,7 +104,13 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		{"a level to come", "feature level 2", func(d *draft) { d.level = 2 }},
 		{"no level", "feature level 0", func(d *draft) { d.level = 0 }},
 		{"pre-active and not the newest", "not the newest", func(d *draft) {
-			d.putKey(keyOf(func(k *Key) { k.Versions[0] = versionOf(1, hierarchy.PreActive) }))
+			d.putKey(keyOf(func(k *Key) {
+				k.Versions[0] = versionOf(1, hierarchy.PreActive)
+				k.Versions[0].Regions[0] = RegionKey{Region: region}
+			}))
+		}},
+		{"pre-active and minted", "minted everywhere", func(d *draft) {
+			d.putKey(keyOf(func(k *Key) { k.Versions[1] = versionOf(2, hierarchy.PreActive) }))
 		}},
 		{"active if resumed and not minted", "not minted", func(d *draft) {
 			d.putKey(keyOf(func(k *Key) {

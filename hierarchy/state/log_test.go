@@ -439,5 +439,29 @@ func story(t testing.TB) (log []logEntry, snap []byte) {
 	)
 	w.stamp = w.stamp.Add(policy.Hour)
 	w.all(join("unused", "site-w"))
+
+	// A snapshot is restored.
+	w.all(
+		allow("web", "acme/*"),
+		restoreRecords(
+			tenantRecord("initech", func(m *commandpb.Tenant) {
+				m.State, m.StateReason = commandpb.TenantState_TENANT_STATE_DISABLED, "there"
+			}),
+			tenantRecord("soylent", nil),
+			tenantRecord("acme", func(m *commandpb.Tenant) { m.Id = id("another") }),
+			keyRecord("acme", "orders", 1, 6, func(m *commandpb.Key) { m.MinUnwrapVersion = 2 }),
+			keyRecord("acme", "came-back", 1, 2, nil),
+			keyRecord("soylent", "mail", 1, 2, nil),
+			&commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Rule{Rule: allow("web", "acme/*", &commandpb.RequiredContext{Key: "app"}).GetAllowPolicy().GetRule()}},
+			&commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_Uses{Uses: &commandpb.Uses{
+				TenantId: id("acme"), Per: int64(policy.Hour), Start: policy.WindowOf(w.stamp, policy.Hour).UnixNano(), Count: 4,
+			}}},
+			&commandpb.SnapshotRecord{Record: &commandpb.SnapshotRecord_RemovedNode{RemovedNode: &commandpb.RemovedNode{
+				Id: gone.ID[:], Name: "gone", RegionId: regionID.ID[:], RemovedAt: start.UnixNano(),
+			}}},
+		),
+		with(restoreRecords(tenantRecord("acme", nil)), (*commandpb.Command).GetRestoreRecords, func(m *commandpb.RestoreRecords) { m.ClusterId = id("elsewhere") }),
+		restoreRecords(),
+	)
 	return w.log, snap
 }

@@ -56,6 +56,11 @@ func anyCommand(t *rapid.T) *commandpb.Command {
 		func() *commandpb.Command { return anchor(uint64(n), byte(n)) },
 		tick,
 		func() *commandpb.Command { return anyMembership(t, hour) },
+		func() *commandpb.Command {
+			return restoreRecords(
+				tenantRecord(tenant, func(m *commandpb.Tenant) { m.State = commandpb.TenantState(1 + n%3) }),
+				keyRecord(tenant, key, attempt, attempt+n, func(m *commandpb.Key) { m.MinUnwrapVersion = 1 + n }))
+		},
 	}).Draw(t, "kind")()
 	c.Format = state.Format
 	c.Id = id(fmt.Sprint("command", rapid.IntRange(0, 200).Draw(t, "id")))

@@ -17,7 +17,7 @@ import (
 // those of two versions that word a refusal differently.
 func refusedFor(t testing.TB, name string, drawn []byte) (*machine, *commandpb.Command, state.Result) {
 	t.Helper()
-	m := populated(t)
+	m := alone(t)
 	c := with(createTenant(name), getTenant, func(m *commandpb.CreateTenant) { m.TenantId = drawn })
 	c.Id = id("refused")
 	res := m.command(c)
