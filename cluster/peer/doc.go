@@ -14,7 +14,7 @@
 //     certificate does not verify any more.
 //   - Strangers cost little: until a connection has said hello, what it may send, how long it may
 //     take, and how many there are of it, is bounded, for each address as well.
-//   - A peer that is gone from the network is noticed within some two seconds.
+//   - A peer that is gone from the network is noticed within one to three seconds, whatever is sent.
 //
 // Left to others: who is a member and who votes ([Directory]), what may be called on a connection
 // (the gRPC server; [FromContext] says who calls, and for which service), and what a newer epoch

@@ -64,11 +64,20 @@ func (p *Port) Waiting() int {
 	return len(p.waiting.list)
 }
 
+// Sockets are what the connections run over.
+func (p *Port) Sockets() (all []net.Conn) {
+	for _, c := range p.conns.list() {
+		all = append(all, c.raw)
+	}
+	return all
+}
+
 const (
 	MaxWaiting        = maxWaiting
 	MaxWaitingAddress = maxWaitingAddress
 	MaxBeforeHello    = maxBeforeHello
 	MaxOfPeer         = maxOfPeer
 	HelloTime         = helloTime
-	Silence           = silence
+	CallSilence       = callSilence
+	RaftSilence       = raftSilence
 )

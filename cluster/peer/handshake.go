@@ -63,6 +63,7 @@ func (p *Port) answer(raw net.Conn) (_ *conn, err error) {
 	if !p.conns.add(c) {
 		return nil, ErrClosed
 	}
+	p.log.forget(c.peer)
 	if _, err := t.Write(p.hello(accepted, c.epoch).marshal()); err != nil {
 		c.sever()
 		return nil, err
@@ -161,7 +162,7 @@ func seenByAcceptor(err error) error {
 
 // greet dials and is the dialler's side of the handshake, up to an answer of whatever verdict.
 func greet(ctx context.Context, address string, config *tls.Config, mine hello) (_ *conn, _ hello, err error) {
-	raw, err := dialTCP(ctx, address)
+	raw, err := dialTCP(ctx, address, mine.what)
 	if err != nil {
 		return nil, hello{}, err
 	}

@@ -163,7 +163,6 @@ func (p *Port) receive(raw net.Conn, s *slot) {
 	if err != nil {
 		return
 	}
-	p.log.forget(c.peer)
 	if c.peer.Service == Raft {
 		p.raft.serve(c)
 		return

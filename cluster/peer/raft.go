@@ -22,7 +22,7 @@ const (
 	raftPool = 3
 	// raftTime is how long a peer may take to answer a message; for a snapshot, for each 256 KiB of it.
 	// What it holds up is that peer's replication alone. A peer whose machine is gone is given up sooner,
-	// see silence; one whose disk is slow has to be waited for.
+	// see raftSilence; one whose disk is slow has to be waited for.
 	raftTime = 5 * time.Second
 )
 

@@ -12,26 +12,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// silence is after what time without an answer the kernel gives a connection up. It ends a
-// connection to a machine that is off or cut off, and not one to a process that is busy or stopped:
-// its kernel still answers. gRPC's own keepalive would take 10 s at least.
-const silence = 2 * time.Second
+// After what time without an answer the kernel gives a connection up; gRPC's own keepalive takes 10 s at
+// least. With a second a call in flight to a machine that is cut off fails after 1.2 s, with two after
+// 3.3 s (the kernel looks when it sends again, each time after twice as long), and an idle connection ends
+// after two in any case. It is not for a process that is busy or stopped, whose kernel still answers;
+// but a peer that does not read counts as silent once its buffers are full. Calls are bounded by what
+// gRPC has in flight and never fill them. A snapshot can, on a disk that stalls, so Raft gets more.
+const (
+	callSilence = time.Second
+	raftSilence = 2 * time.Second
+)
 
-// keepAlive has a silent connection asked after a second, and each second again.
+// keepAlive has an idle connection asked after a second, and each second again.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}
 
-// watch sets how long what was sent may stay unacknowledged.
-func watch(_, _ string, raw syscall.RawConn) error {
-	var failed error
-	err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence.Milliseconds()))
-	})
-	return errors.Join(err, failed)
+// limitSilence is for sockets that are about to connect or listen.
+func limitSilence(silence time.Duration) func(_, _ string, raw syscall.RawConn) error {
+	return func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence.Milliseconds()))
+		})
+		return errors.Join(err, failed)
+	}
 }
 
 // listenTCP listens; what it accepts has the listener's options (tcp(7)).
 func listenTCP(address string) (net.Listener, error) {
-	config := net.ListenConfig{Control: watch, KeepAliveConfig: keepAlive}
+	config := net.ListenConfig{Control: limitSilence(raftSilence), KeepAliveConfig: keepAlive}
 	l, err := config.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for peers: %w", err)
@@ -39,8 +47,12 @@ func listenTCP(address string) (net.Listener, error) {
 	return l, nil
 }
 
-func dialTCP(ctx context.Context, address string) (net.Conn, error) {
-	dialer := net.Dialer{Control: watch, KeepAliveConfig: keepAlive}
+func dialTCP(ctx context.Context, address string, what byte) (net.Conn, error) {
+	silence := callSilence
+	if what == forRaft {
+		silence = raftSilence
+	}
+	dialer := net.Dialer{Control: limitSilence(silence), KeepAliveConfig: keepAlive}
 	return dialer.DialContext(ctx, "tcp", address)
 }
 

@@ -294,3 +294,54 @@ func TestConnectionsOfOnePeerAreBounded(t *testing.T) {
 		t.Errorf("b has %d connections", n)
 	}
 }
+
+// What a handshake may send is bounded, though TLS itself would take more.
+func TestEndlessChain(t *testing.T) {
+	t.Parallel()
+	nodes := openNodes(t, authority(t), "a", "b")
+	a, b := nodes[0], nodes[1]
+	pair, err := tls.LoadX509KeyPair(a.cfg.Certificate, a.cfg.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := 0; size < 2*peer.MaxBeforeHello; size += len(pair.Certificate[0]) {
+		pair.Certificate = append(pair.Certificate, pair.Certificate[0])
+	}
+	c, err := tls.Dial("tcp", b.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"kekd-peer/1"}, Certificates: []tls.Certificate{pair}})
+	if err == nil {
+		defer c.Close()
+	}
+	b.log.says(t, "bytes before a hello")
+}
+
+// Nobody resumes a session: his certificate would not be looked at.
+func TestNoSessionIsResumed(t *testing.T) {
+	t.Parallel()
+	nodes := openNodes(t, authority(t), "a", "b")
+	a, b := nodes[0], nodes[1]
+	b.serve(t)
+	pair, err := tls.LoadX509KeyPair(a.cfg.Certificate, a.cfg.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{
+		InsecureSkipVerify: true, NextProtos: []string{"kekd-peer/1"}, Certificates: []tls.Certificate{pair},
+		ServerName: "b", ClientSessionCache: tls.NewLRUClientSessionCache(8),
+	}
+	for range 2 {
+		c, err := tls.Dial("tcp", b.Addr().String(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hello := peer.HelloOf(a.cfg.Self, peer.Epoch{}, peer.Calls)
+		c.Write(hello)
+		// A ticket comes before the answer, if one comes.
+		if _, err := io.ReadFull(c, make([]byte, len(hello))); err != nil {
+			t.Fatal(err)
+		}
+		if c.ConnectionState().DidResume {
+			t.Error("a session was resumed")
+		}
+		c.Close()
+	}
+}
