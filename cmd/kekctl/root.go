@@ -52,8 +52,8 @@ func (a *app) root() *cobra.Command {
 
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.output, "output", "o", "table", "`FORMAT` of the result and of errors: table or json")
-	flags.StringVar(&a.socket, "socket", "", "`PATH` of the daemon's socket (default $KEKD_SOCKET, else "+client.DefaultSocket+")")
-	flags.StringVar(&a.adminSocket, "admin-socket", "", "`PATH` of the daemon's admin socket (default $KEKD_ADMIN_SOCKET, else "+client.DefaultAdminSocket+")")
+	flags.StringVar(&a.socket, "socket", "", "`PATHS` of the sockets of one or more daemons, with commas: the first that serves is used (default $KEKD_SOCKET, else "+client.DefaultSocket+")")
+	flags.StringVar(&a.adminSocket, "admin-socket", "", "`PATHS` of their admin sockets, with commas (default $KEKD_ADMIN_SOCKET, else "+client.DefaultAdminSocket+")")
 	flags.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long to wait for the daemon")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 

@@ -37,6 +37,14 @@ func dial(sockets []string) (*Conn, error) {
 	return c, nil
 }
 
+// Sockets are the paths, in the order in which they are preferred.
+func (c *Conn) Sockets() (paths []string) {
+	for _, t := range c.targets {
+		paths = append(paths, t.path)
+	}
+	return paths
+}
+
 // Close ends it. Calls that are under way fail.
 func (c *Conn) Close() error {
 	var errs []error
