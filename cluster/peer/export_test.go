@@ -9,6 +9,9 @@ import (
 // What tests outside of the package may reach into: a hello as bytes, and a connection that has said
 // one, with nothing of Raft or gRPC on it.
 
+// SealToken is the text of a message, whatever is in it.
+var SealToken = sealToken
+
 // RoundTripHello reads a hello and writes it again.
 func RoundTripHello(r io.Reader) ([]byte, error) {
 	h, err := readHello(r)

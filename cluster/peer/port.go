@@ -26,9 +26,9 @@ type Config struct {
 	Directory Directory
 	// Log is slog.Default() if nil. It never has more of a peer than its certificate and hello.
 	Log *slog.Logger
-	// Refused, if set, is told each time that a peer and this node turn each other down, with one of this
-	// package's errors: when this node dials, for whatever reason, and when it is dialled by a member of
-	// an epoch that is not older (an [EpochError] with Superseded). It must not block.
+	// Refused, if set, is told each time that a peer and this node, having said hello, turn each other
+	// down, with one of this package's errors: when this node dials, whoever refuses; and when it is
+	// dialled by a member whose epoch is not older (an [EpochError] with Superseded). It must not block.
 	Refused func(id hierarchy.NodeID, err error)
 	// Unknown, if set, is asked before a peer is refused because the directory does not know it as a
 	// member, or as a voter: this node's own copy may be old. Its certificate is of the CA; that it is

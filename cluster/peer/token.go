@@ -1,12 +1,15 @@
 package peer
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,8 +63,37 @@ func (t *JoinToken) Encode() string {
 		panic(err) // a message of strings and bytes always can be
 	}
 	defer clear(b)
+	return sealToken(b)
+}
+
+// tokenSum is how many bytes of the SHA-256 over the message follow it. A message that is cut off may be a
+// message too: the fields at its end would be missing, and nobody would see it.
+const tokenSum = 4
+
+// sealToken is the text of a message.
+func sealToken(message []byte) string {
+	sum := sha256.Sum256(message)
+	b := slices.Concat(message, sum[:tokenSum])
+	defer clear(b)
 	return tokenPrefix + tokenText.EncodeToString(b)
 }
+
+// openToken is the message of a text, without the prefix. The caller clears it.
+func openToken(text string) ([]byte, error) {
+	b, err := tokenText.DecodeString(text)
+	if err != nil || len(b) < tokenSum || strings.ContainsAny(text, "\r\n") { // which the decoder leaves out
+		clear(b)
+		return nil, errNotWhole
+	}
+	message, sum := b[:len(b)-tokenSum], b[len(b)-tokenSum:]
+	if want := sha256.Sum256(message); !bytes.Equal(want[:tokenSum], sum) {
+		clear(b)
+		return nil, errNotWhole
+	}
+	return message, nil
+}
+
+var errNotWhole = errors.New("it is not complete, or characters of it are wrong: copy it anew")
 
 // ParseJoinToken reads what [JoinToken.Encode] writes, and nothing else: there is one text for each
 // token. Its error is an [ErrJoinToken] and does not repeat the text, which may be all but right.
@@ -84,9 +116,9 @@ func parseToken(s string) (*JoinToken, error) {
 		}
 		return nil, fmt.Errorf("it does not begin with %s", tokenPrefix)
 	}
-	b, err := tokenText.DecodeString(text)
-	if err != nil || strings.ContainsAny(text, "\r\n") { // which the decoder leaves out
-		return nil, errors.New("it is not complete, or has characters that are not of it")
+	b, err := openToken(text)
+	if err != nil {
+		return nil, err
 	}
 	defer clear(b)
 	m := new(peerpb.JoinToken)

@@ -949,7 +949,8 @@ func (x *JoinResponse) GetRole() string {
 	return ""
 }
 
-// JoinToken is what an invitation hands out, in base64url after "kekd-join:v1:".
+// JoinToken is what an invitation hands out: the message and the first four bytes of its SHA-256, in base64url
+// after "kekd-join:v1:".
 type JoinToken struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
