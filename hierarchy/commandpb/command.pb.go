@@ -2732,6 +2732,7 @@ type RetireTombstone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Incarnation   []byte                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // of the tombstone that was waited for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2778,6 +2779,13 @@ func (x *RetireTombstone) GetIncarnation() []byte {
 		return x.Incarnation
 	}
 	return nil
+}
+
+func (x *RetireTombstone) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
 }
 
 // AnchorAudit fixes the head of a node's audit journal in the replicated state.
@@ -3177,7 +3185,9 @@ type Fence struct {
 	// Of a lowering of max_staleness, the value before: it counts until the fence is complete.
 	LoweredFrom int64 `protobuf:"varint,5,opt,name=lowered_from,json=loweredFrom,proto3" json:"lowered_from,omitempty"`
 	// All who could hold a lease at the closing, tombstones included; sorted.
-	Holders       []*Holder `protobuf:"bytes,6,rep,name=holders,proto3" json:"holders,omitempty"`
+	Holders []*Holder `protobuf:"bytes,6,rep,name=holders,proto3" json:"holders,omitempty"`
+	// The oldest closing that this one stands for besides its own; 0: none.
+	Since         uint64 `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3252,6 +3262,13 @@ func (x *Fence) GetHolders() []*Holder {
 		return x.Holders
 	}
 	return nil
+}
+
+func (x *Fence) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
 }
 
 // RemovedNode is one that was a member.
@@ -4876,10 +4893,11 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\fR\vincarnation\x12\x12\n" +
 	"\x04dead\x18\x03 \x01(\fR\x04dead\"%\n" +
 	"\rCompleteFence\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"L\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"b\n" +
 	"\x0fRetireTombstone\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\fR\vincarnation\"\x99\x01\n" +
+	"\vincarnation\x18\x02 \x01(\fR\vincarnation\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x99\x01\n" +
 	"\vAnchorAudit\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
@@ -4909,14 +4927,15 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\tTombstone\x12/\n" +
 	"\x06holder\x18\x01 \x01(\v2\x17.kekd.command.v1.HolderR\x06holder\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
-	"\x04wait\x18\x03 \x01(\x03R\x04wait\"\xb8\x01\n" +
+	"\x04wait\x18\x03 \x01(\x03R\x04wait\"\xce\x01\n" +
 	"\x05Fence\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1b\n" +
 	"\ttenant_id\x18\x03 \x01(\fR\btenantId\x12\x12\n" +
 	"\x04wait\x18\x04 \x01(\x03R\x04wait\x12!\n" +
 	"\flowered_from\x18\x05 \x01(\x03R\vloweredFrom\x121\n" +
-	"\aholders\x18\x06 \x03(\v2\x17.kekd.command.v1.HolderR\aholders\"m\n" +
+	"\aholders\x18\x06 \x03(\v2\x17.kekd.command.v1.HolderR\aholders\x12\x14\n" +
+	"\x05since\x18\a \x01(\x04R\x05since\"m\n" +
 	"\vRemovedNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +

@@ -148,6 +148,7 @@ func (d *draft) attempt(c *commandpb.Command) (*draft, error) {
 	if err := next.run(c); err != nil {
 		return d, err
 	}
+	next.putUpFence(c)
 	if wakes(d.State, next.State, c) {
 		next.revision = next.index
 	}
@@ -217,6 +218,12 @@ func (d *draft) run(c *commandpb.Command) error {
 		return d.raiseFeatureLevel(b.RaiseFeatureLevel)
 	case *commandpb.Command_RestoreRecords:
 		return d.restoreRecords(b.RestoreRecords)
+	case *commandpb.Command_RegisterIncarnation:
+		return d.registerIncarnation(b.RegisterIncarnation)
+	case *commandpb.Command_RetireTombstone:
+		return d.retireTombstone(b.RetireTombstone)
+	case *commandpb.Command_CompleteFence:
+		return d.completeFence(b.CompleteFence)
 	}
 	return fmt.Errorf("%w: %T", ErrUnknownCommand, c.GetBody())
 }

@@ -21,7 +21,7 @@ func (d *draft) initCluster(m *commandpb.InitCluster) error {
 	if err != nil {
 		return err
 	}
-	node, err := nodeFromPB(m.GetNode())
+	node, err := newNodeFromPB(m.GetNode())
 	if err != nil {
 		return err
 	}

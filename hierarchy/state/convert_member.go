@@ -80,7 +80,7 @@ func checkIdentity(whose string, identity []byte) error {
 }
 
 func nodeToPB(n *Node) *commandpb.Node {
-	return &commandpb.Node{Id: n.ID.ID[:], Name: n.Name, RegionId: n.Region.ID[:], Voter: n.Voter, Address: n.Address, Identity: n.Identity}
+	return &commandpb.Node{Id: n.ID.ID[:], Name: n.Name, RegionId: n.Region.ID[:], Voter: n.Voter, Address: n.Address, Identity: n.Identity, Incarnation: optionalID(n.Incarnation)}
 }
 
 func nodeFromPB(m *commandpb.Node) (*Node, error) {
@@ -100,10 +100,25 @@ func nodeFromPB(m *commandpb.Node) (*Node, error) {
 			return nil, err
 		}
 	}
-	return &Node{
+	n := &Node{
 		ID: hierarchy.NodeID{ID: id}, Name: m.GetName(), Region: hierarchy.RegionID{ID: region},
 		Voter: m.GetVoter(), Address: m.GetAddress(), Identity: bytes.Clone(m.GetIdentity()),
-	}, nil
+	}
+	if len(m.GetIncarnation()) > 0 {
+		if n.Incarnation, err = idOf("incarnation of the node", m.GetIncarnation()); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// newNodeFromPB reads a node that becomes a member: none of its runs may hold a lease yet.
+func newNodeFromPB(m *commandpb.Node) (*Node, error) {
+	n, err := nodeFromPB(m)
+	if err == nil && !n.Incarnation.IsZero() {
+		return nil, fmt.Errorf("%w: node %s has an incarnation: it registers one when it is a member", hierarchy.ErrInvalidArgument, n.Name)
+	}
+	return n, err
 }
 
 // checkNodeIn compares a node with the region that it is of.

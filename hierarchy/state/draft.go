@@ -15,6 +15,7 @@ import (
 type draft struct {
 	*State
 	ownsSum bool
+	closing closing
 }
 
 func (s *State) draft() *draft {
@@ -88,6 +89,7 @@ func invitationKey(i *Invitation) []byte {
 func (d *draft) putTenant(t *Tenant) {
 	var before []byte
 	if old, ok := d.Tenant(t.ID); ok {
+		d.closesTenant(old, t)
 		before = record(hashTenant, tenantToPB(old))
 		d.staleness, _, _ = d.staleness.Delete(stalenessKey(old))
 	}
@@ -114,6 +116,7 @@ func (d *draft) putKey(k *Key) {
 	var before []byte
 	var oldVersions []*Version
 	if existed {
+		d.closesKey(old, k)
 		before = record(hashKey, keyToPB(old))
 		oldVersions = old.Versions
 	}
@@ -123,6 +126,7 @@ func (d *draft) putKey(k *Key) {
 		case i >= len(oldVersions):
 			d.account(nil, versionRecord(k, v))
 		case v != oldVersions[i]:
+			d.closesVersion(k, oldVersions[i], v)
 			d.account(versionRecord(k, oldVersions[i]), versionRecord(k, v))
 		}
 	}
@@ -152,8 +156,7 @@ func (d *draft) putService(svc *Service) {
 
 func (d *draft) deleteService(svc *Service) {
 	for _, r := range d.Rules(svc.Name) {
-		d.account(record(hashRule, ruleToPB(&r)), nil)
-		d.rules, _, _ = d.rules.Delete(ruleKey(&r))
+		d.deleteRule(&r)
 	}
 	d.policies = d.policies.delete(svc.Name)
 	d.account(record(hashService, serviceToPB(svc)), nil)
@@ -175,6 +178,7 @@ func matchOf(svc *Service) (m match) {
 func (d *draft) putRule(r *policy.Rule) {
 	var before []byte
 	if old, ok := d.rules.Get(ruleKey(r)); ok {
+		d.closesRule(old, r)
 		before = record(hashRule, ruleToPB(old))
 	}
 	d.account(before, record(hashRule, ruleToPB(r)))
@@ -182,6 +186,7 @@ func (d *draft) putRule(r *policy.Rule) {
 }
 
 func (d *draft) deleteRule(r *policy.Rule) {
+	d.closesRule(r, nil)
 	d.account(record(hashRule, ruleToPB(r)), nil)
 	d.rules, _, _ = d.rules.Delete(ruleKey(r))
 }

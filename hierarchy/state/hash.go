@@ -34,6 +34,8 @@ const (
 	hashUses       byte = 'U'
 	hashRemoved    byte = 'D'
 	hashInvitation byte = 'I'
+	hashTombstone  byte = 'X'
+	hashFence      byte = 'F'
 )
 
 // expand turns a record into lanes: AES-256 in counter mode under the record's SHA-256, which

@@ -83,7 +83,7 @@ func (d *draft) forgetInvitations() {
 
 // joinNode makes a node a member.
 func (d *draft) joinNode(m *commandpb.JoinNode) error {
-	node, err := nodeFromPB(m.GetNode())
+	node, err := newNodeFromPB(m.GetNode())
 	if err != nil {
 		return err
 	}

@@ -161,6 +161,20 @@ func (d *draft) load(rec *commandpb.SnapshotRecord) (position, *commandpb.Snapsh
 		}
 		d.putInvitation(i)
 		return position{11, invitationKey(i)}, invitationRecord(i), nil
+
+	case *commandpb.SnapshotRecord_Tombstone:
+		t, err := d.loadTombstone(r.Tombstone)
+		if err != nil {
+			return fail(err)
+		}
+		return position{12, holderKey(t.Holder)}, tombstoneRecord(t), nil
+
+	case *commandpb.SnapshotRecord_Fence:
+		f, err := d.loadFence(r.Fence)
+		if err != nil {
+			return fail(err)
+		}
+		return position{13, fenceKey(f)}, fenceRecord(f), nil
 	}
 	return fail(fmt.Errorf("%w: a record of a kind that this version does not know", ErrUnknownCommand))
 }

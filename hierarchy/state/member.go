@@ -72,6 +72,8 @@ func (d *draft) setNode(m *commandpb.SetNode) error {
 // node's seals are forfeited as by a crash: they stay counted, and it can return none. Its audit anchor
 // stays, since its journal may still be verified.
 //
+// What leases it may hold stay behind as a tombstone.
+//
 // Reservations stay where they are: to take them out of each version would stop a cluster of 100,000 keys
 // for a second, and they say nothing wrong.
 func (d *draft) removeNode(m *commandpb.RemoveNode) error {
@@ -90,6 +92,7 @@ func (d *draft) removeNode(m *commandpb.RemoveNode) error {
 		return err
 	}
 	d.deleteNode(n)
+	d.bury(n)
 	d.putRemoved(&RemovedNode{ID: n.ID, Name: n.Name, Region: n.Region, RemovedAt: d.now()})
 	if region, _ := d.Region(n.Region); region.MintingNode == n.ID {
 		d.handMintingOver(region, d.firstOf(region))

@@ -68,12 +68,13 @@ func (s *State) Decided(id hierarchy.CommandID) bool {
 
 // remembered tells whether a command's outcome is kept. It is not for what the cluster proposes by
 // itself all the time and may safely do twice: a tick and an anchor say the same again, what is
-// minted is recorded once, and a block that is reserved twice is only wasted. Returning seals twice
+// minted is recorded once, what was waited for is over for good, and a block that is reserved twice is only wasted. Returning seals twice
 // would let one key seal too often, so that is kept.
 func remembered(c *commandpb.Command) bool {
 	switch c.GetBody().(type) {
 	case *commandpb.Command_Tick, *commandpb.Command_AnchorAudit, *commandpb.Command_RecordMinted,
-		*commandpb.Command_ReserveWraps, *commandpb.Command_ReserveUses:
+		*commandpb.Command_ReserveWraps, *commandpb.Command_ReserveUses,
+		*commandpb.Command_CompleteFence, *commandpb.Command_RetireTombstone:
 		return false
 	}
 	return true

@@ -306,6 +306,6 @@ func restoreTable() []struct {
 		{"Invitation", alike("not taken: an invitation opens", "id", "proof_hash", "node", "region", "role", "voter", "expires_at")},
 		{"Tombstone", alike(leases, "holder", "index", "wait")},
 		{"Holder", alike(leases, "node_id", "incarnation")},
-		{"Fence", alike(leases, "index", "kind", "tenant_id", "wait", "lowered_from", "holders")},
+		{"Fence", alike(leases, "index", "kind", "tenant_id", "wait", "lowered_from", "holders", "since")},
 	}
 }

@@ -62,7 +62,7 @@ func Write(w io.Writer, s *State) error {
 func (s *State) records() uint64 {
 	return uint64(s.regions.Len() + s.nodes.Len() + s.tenants.Len() + s.keys.Len() +
 		s.services.Len() + s.rules.Len() + s.anchors.Len() + s.outcomes.Len() + s.uses.Len() +
-		s.removed.Len() + s.invited.Len())
+		s.removed.Len() + s.invited.Len() + s.tombs.Len() + s.fences.Len())
 }
 
 // snapshotRecords iterates over all records in the order of a snapshot.
@@ -77,7 +77,9 @@ func (s *State) snapshotRecords(yield func(*commandpb.SnapshotRecord) bool) {
 		each(s.outcomes, outcomeRecord, yield) &&
 		each(s.uses, usesRecord, yield) &&
 		each(s.removed, removedRecord, yield) &&
-		each(s.invited, invitationRecord, yield)
+		each(s.invited, invitationRecord, yield) &&
+		each(s.tombs, tombstoneRecord, yield) &&
+		each(s.fences, fenceRecord, yield)
 }
 
 func each[T any](t *iradix.Tree[T], rec func(T) *commandpb.SnapshotRecord, yield func(*commandpb.SnapshotRecord) bool) bool {

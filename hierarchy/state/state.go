@@ -34,6 +34,8 @@ type State struct {
 	uses     *iradix.Tree[*Uses]        // by the end of the window
 	removed  *iradix.Tree[*RemovedNode] // by node ID
 	invited  *iradix.Tree[*Invitation]  // by the time of expiry and ID
+	tombs    *iradix.Tree[*Tombstone]   // by node ID and incarnation
+	fences   *iradix.Tree[*Fence]       // by index
 
 	regionByID  trie[hierarchy.RegionID, *Region]
 	nodeByID    trie[hierarchy.NodeID, *Node]
@@ -47,6 +49,8 @@ type State struct {
 	usesOf      trie[LimitID, *Uses]
 	invitedByID trie[hierarchy.ID, *Invitation]
 	staleness   *iradix.Tree[struct{}] // by max_staleness and ID of the living tenants
+	fencesOf    *iradix.Tree[*Fence]   // by tenant ID and index
+	lowerings   *iradix.Tree[struct{}] // by what they lowered from and index
 }
 
 type keyName struct {
@@ -75,7 +79,11 @@ func New() *State {
 		uses:      iradix.New[*Uses](),
 		removed:   iradix.New[*RemovedNode](),
 		invited:   iradix.New[*Invitation](),
+		tombs:     iradix.New[*Tombstone](),
+		fences:    iradix.New[*Fence](),
 		staleness: iradix.New[struct{}](),
+		fencesOf:  iradix.New[*Fence](),
+		lowerings: iradix.New[struct{}](),
 	}
 }
 

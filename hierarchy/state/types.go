@@ -30,6 +30,43 @@ type Node struct {
 	Voter    bool
 	Address  string // host:port for its peers; empty: it has none
 	Identity []byte // SubjectPublicKeyInfo (DER) of the node's own key, in a witness region only
+	// Incarnation is the run of the node's process that may hold a lease; zero: none has registered.
+	Incarnation hierarchy.ID
+}
+
+// Holder is one run of a node's process, which may hold a lease.
+type Holder struct {
+	Node        hierarchy.NodeID
+	Incarnation hierarchy.ID
+}
+
+// Tombstone is a holder that is no member any more: its node was removed, or its process replaced. It may
+// still serve by a lease that it was given before.
+type Tombstone struct {
+	Holder
+	Index uint64 // of the command that made it one
+	// Wait is the longest max_staleness that counted then. Whoever waits so long since it saw the command
+	// committed, has waited for every lease that the tombstone may hold.
+	Wait time.Duration
+}
+
+// Fence is a closing that is not known to be effective everywhere yet: a node that has not heard of it may
+// serve what it closed. It stands until [commandpb.CompleteFence] records that none does.
+type Fence struct {
+	Index uint64 // of the closing
+	// Since is the index of the oldest closing that the fence stands for besides its own; 0: none. There is
+	// one if more than [MaxFences] were incomplete.
+	Since  uint64
+	Kind   string             // "tenant-disable", ...
+	Tenant hierarchy.TenantID // zero: of several
+	// Wait is the longest max_staleness that counted for the tenants concerned, before the closing.
+	Wait time.Duration
+	// LoweredFrom is set if the closing lowered max_staleness: what counted before it, and does until the
+	// fence is complete.
+	LoweredFrom time.Duration
+	// Holders are all who could hold a lease at the closing, tombstones included, sorted. Who registers
+	// later has the closing in its state before its first lease.
+	Holders []Holder
 }
 
 // RemovedNode was a member. Its ID is never a member's again.
