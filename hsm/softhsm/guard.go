@@ -84,7 +84,8 @@ func (g *Guard) Change(ctx context.Context, f func() error) error {
 }
 
 // Destroy brackets the destruction of objects: what goes away in it stays away. Others may be made
-// and rewritten in it, so that a new one can take the place of an old one.
+// and rewritten in it, so that a new one can take the place of an old one: whenever power is lost, one
+// of the two is there.
 //
 // A destruction that is interrupted may be undone; its caller destroys again.
 func (g *Guard) Destroy(ctx context.Context, f func() error) error {
@@ -164,6 +165,7 @@ func (g *Guard) acknowledge(destroys bool) error {
 	err := g.round(p, p.lookAt)
 	p.report.Adopted = nil // no news: it is what the bracket is for
 	if err == nil && !p.report.Empty() {
+		g.all = true // what f destroyed comes back
 		err = fmt.Errorf("%w: SoftHSM did not finish: %s", ErrTorn, p.report)
 	}
 	g.tell(p.report)

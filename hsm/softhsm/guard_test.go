@@ -110,6 +110,14 @@ func TestBrackets(t *testing.T) {
 			nil, map[string]string{object("a"): "", shadow("a"): "", shadow("b"): whole("b"), shadow("new"): whole("new")}, "",
 		},
 		{
+			"what is destroyed for something half-made comes back", (*softhsm.Guard).Destroy,
+			func(t *testing.T, path string) error {
+				write(t, secretKey("half")[:99], path, object("half"))
+				return os.Remove(filepath.Join(path, object("a")))
+			},
+			softhsm.ErrTorn, map[string]string{object("half"): "", shadow("a"): whole("a")}, "quarantined " + tokenName + "/half.object",
+		},
+		{
 			"a destruction that failed half way is one of what is gone", (*softhsm.Guard).Destroy,
 			func(t *testing.T, path string) error {
 				return errors.Join(os.Remove(filepath.Join(path, object("a"))), errPlanned)
@@ -175,6 +183,25 @@ func TestBrackets(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// What was destroyed for an object that was not finished is there again after the next bracket, though
+// nothing of it changed since.
+func TestDestroyedForNothing(t *testing.T) {
+	g, path, _ := guarded(t)
+	err := g.Destroy(soon(t), func() error {
+		write(t, secretKey("half")[:99], path, object("half"))
+		return os.Remove(filepath.Join(path, object("a")))
+	})
+	if !errors.Is(err, softhsm.ErrTorn) {
+		t.Errorf("it ended with %v", err)
+	}
+	if err := g.Change(soon(t), func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if got := tree(t, path, false)[object("a")]; inner(got) != inner(string(secretKey("a"))) {
+		t.Errorf("what was destroyed has %d bytes", len(got))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -47,12 +48,15 @@ type key struct {
 type model struct {
 	keys  map[string]key
 	pairs map[string]bool
+	marks map[string]int
 	open  []string // the command
 	hits  int      // how often something was under way
 	fails int      // how often a command failed without a kill
 }
 
-func newModel() *model { return &model{keys: map[string]key{}, pairs: map[string]bool{}} }
+func newModel() *model {
+	return &model{keys: map[string]key{}, pairs: map[string]bool{}, marks: map[string]int{}}
+}
 
 // learn takes the answers of a driver that was killed, or not.
 func (m *model) learn(answers []string) {
@@ -79,6 +83,8 @@ func (m *model) learn(answers []string) {
 				delete(m.keys, f[1])
 			case "pair":
 				m.pairs[f[1]] = true
+			case "raise":
+				m.marks[f[1]], _ = strconv.Atoi(f[2])
 			}
 		}
 	}
@@ -92,11 +98,13 @@ func (m *model) learn(answers []string) {
 type listed struct {
 	Class         uint
 	ID, Check     string
+	Mark          string
 	Local, Usable bool
 	Works         bool
 }
 
 const (
+	data       = 0
 	publicKey  = 2
 	privateKey = 3
 	secretKeys = 4
@@ -119,7 +127,16 @@ func (m *model) verify(answer string) (wrong []string) {
 	m.open = nil
 
 	secret, halves := map[string]listed{}, map[uint][]string{}
+	marks := map[string]int{}
 	for _, o := range objects {
+		if o.Class == data {
+			n, err := strconv.Atoi(o.Mark)
+			if err != nil {
+				wrong = append(wrong, fmt.Sprintf("half-made: %+v", o))
+			}
+			marks[o.ID] = max(marks[o.ID], n)
+			continue
+		}
 		if !o.Local {
 			wrong = append(wrong, fmt.Sprintf("half-made: %+v", o))
 		}
@@ -153,6 +170,11 @@ func (m *model) verify(answer string) (wrong []string) {
 	if !slices.Equal(halves[publicKey], halves[privateKey]) {
 		wrong = append(wrong, fmt.Sprintf("half a pair: public %v, private %v", halves[publicKey], halves[privateKey]))
 	}
+	for id, n := range m.marks {
+		if marks[id] != n && !(uncertain[id] == "raise" && marks[id] == n+1) {
+			wrong = append(wrong, fmt.Sprintf("mark %s is %d, was acknowledged at %d", id, marks[id], n))
+		}
+	}
 	for id := range m.pairs {
 		if !slices.Contains(halves[privateKey], id) {
 			wrong = append(wrong, "lost: pair "+id)
@@ -163,7 +185,7 @@ func (m *model) verify(answer string) (wrong []string) {
 	for id, o := range secret {
 		m.keys[id] = key{o.Check, o.Usable}
 	}
-	m.pairs = map[string]bool{}
+	m.marks, m.pairs = marks, map[string]bool{}
 	for _, id := range halves[privateKey] {
 		m.pairs[id] = true
 	}
@@ -198,6 +220,9 @@ var victims = []victim{
 	}},
 	{"pair", func(n int) []string {
 		return repeat(3, func(i int) string { return fmt.Sprintf("pair p%d-%d", n, i) })
+	}},
+	{"raise", func(n int) []string {
+		return repeat(6, func(i int) string { return fmt.Sprintf("raise w%d %d", n, i+1) })
 	}},
 	{"destroy", func(n int) []string {
 		return append(

@@ -20,9 +20,10 @@ type Report struct {
 }
 
 // Empty tells whether nothing had to be done.
-func (r Report) Empty() bool {
-	return len(r.Restored)+len(r.Quarantined)+len(r.Adopted)+len(r.Lost) == 0
-}
+func (r Report) Empty() bool { return !r.damaged() && len(r.Adopted) == 0 }
+
+// damaged tells whether a file was not as its writer left it.
+func (r Report) damaged() bool { return len(r.Restored)+len(r.Quarantined)+len(r.Lost) > 0 }
 
 func (r Report) String() string {
 	var parts []string

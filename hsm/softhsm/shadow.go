@@ -30,6 +30,7 @@ const tick = 20 * time.Millisecond
 type pass struct {
 	dir      *Dir
 	destroys bool            // what is missing was destroyed on purpose
+	gone     []ref           // what is, with copies that are still there
 	dirty    map[string]step // directories whose names changed
 	back     map[string]bool // tokens with files that were put back
 	report   Report
@@ -49,11 +50,25 @@ func (p *pass) settle(c changes) error {
 	return p.lookAt(c)
 }
 
-// lookAt looks at what changed. One file that cannot be put right does not keep the others from it.
+// lookAt looks at what changed, and forgets what was destroyed once everything else is copied: a new
+// object may have taken the place of an old one, and until it is durable the copy of the old one is all
+// that there is. So an object that was not finished undoes the destruction of others, too.
 func (p *pass) lookAt(c changes) error {
+	look := p.lookAtNamed
 	if c.all {
-		return p.lookAtAll()
+		look = p.lookAtAll
 	}
+	if err := look(c); err != nil {
+		return err
+	}
+	if p.report.damaged() {
+		return nil
+	}
+	return p.forget()
+}
+
+// lookAtNamed looks at single files. One that cannot be put right does not keep the others from it.
+func (p *pass) lookAtNamed(c changes) error {
 	var errs []error
 	for r := range c.named {
 		errs = append(errs, p.look(r))
@@ -62,7 +77,7 @@ func (p *pass) lookAt(c changes) error {
 }
 
 // lookAtAll looks at every file that differs from its copy at a glance.
-func (p *pass) lookAtAll() error {
+func (p *pass) lookAtAll(changes) error {
 	tokens, err := subdirs(p.dir.join(tokensName))
 	if err != nil {
 		return err
@@ -178,7 +193,8 @@ func (p *pass) look(r ref) error {
 	case file.whole():
 		return p.copy(r, file)
 	case file.gone && p.destroys && r.name != tokenObject:
-		return p.forget(r)
+		p.gone = append(p.gone, r)
+		return nil
 	case shadow.whole():
 		return p.restore(r, shadow)
 	case r.name == tokenObject:
@@ -221,7 +237,8 @@ func stampOf(mtime time.Time) time.Time {
 	return mtime
 }
 
-// copy makes a file durable as it is, then its copy:
+// copy makes a file durable as it is, and its copy at the same time, since a disk does two fsyncs in
+// the time of one:
 //
 //	openat(tokens/T/F); fsync
 //	replace(shadow/T/F)
@@ -235,10 +252,19 @@ func (p *pass) copy(r ref, file content) error {
 		return err
 	}
 	defer f.Close()
-	if err := syncFile(f, syncObject); err != nil {
+	synced := make(chan error, 1)
+	go func() { synced <- syncFile(f, syncObject) }()
+	err = p.copyTo(r, file)
+	if err := errors.Join(err, <-synced); err != nil {
 		return err
 	}
 	p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
+	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
+	p.report.Adopted = append(p.report.Adopted, r.String())
+	return nil
+}
+
+func (p *pass) copyTo(r ref, file content) error {
 	if err := makeDir(p.dir.join(shadowName, r.token)); err != nil {
 		return err
 	}
@@ -246,8 +272,6 @@ func (p *pass) copy(r ref, file content) error {
 	if err := replace(path+tmpSuffix, path, file.data, stampOf(file.mtime), syncShadow); err != nil {
 		return fmt.Errorf("copy %s to the shadow: %w", r, err)
 	}
-	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
-	p.report.Adopted = append(p.report.Adopted, r.String())
 	return nil
 }
 
@@ -285,26 +309,34 @@ func (p *pass) restore(r ref, shadow content) error {
 	return nil
 }
 
-// forget drops the copy of a file that was destroyed.
-func (p *pass) forget(r ref) error {
-	p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
-	if err := os.Remove(p.dir.shadowFile(r)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
+// forget drops the copies of what was destroyed.
+func (p *pass) forget() error {
+	for _, r := range p.gone {
+		p.dirty[p.dir.join(tokensName, r.token)] = syncObjectDir
+		if err := os.Remove(p.dir.shadowFile(r)); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
 	}
-	p.dirty[p.dir.join(shadowName, r.token)] = syncShadowDir
 	return nil
 }
 
 // finish makes the names durable that the pass changed. Nothing of a pass counts before.
 func (p *pass) finish() error {
-	for _, dir := range slices.Sorted(maps.Keys(p.dirty)) {
-		if err := syncDir(dir, p.dirty[dir]); errors.Is(err, fs.ErrNotExist) {
-			continue // a token that was moved aside
-		} else if err != nil {
-			return err
+	synced := make(chan error)
+	for dir, step := range p.dirty {
+		go func() { synced <- syncDir(dir, step) }()
+	}
+	var errs []error
+	for range p.dirty {
+		if err := <-synced; !errors.Is(err, fs.ErrNotExist) { // a token that was moved aside
+			errs = append(errs, err)
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	clear(p.dirty)
 	for token := range p.back {

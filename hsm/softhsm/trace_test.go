@@ -229,6 +229,31 @@ var scenarios = []scenario{
 		return nil
 	}, []string{"object-dir", "shadow-dir", "copy"}},
 
+	{"a mark is durable before the old one is forgotten", func(tr trace, dir, token string) error {
+		old, err := tr.made("raise w 1", dir, token)
+		if err != nil {
+			return err
+		}
+		mark, err := tr.made("raise w 2", dir, token)
+		if err != nil {
+			return err
+		}
+		file, shadow := filepath.Base(mark.text), dir+"/shadow/"+token+"/"
+		if _, err := tr.copied(mark.end, "ok raise w 2", dir, token, file); err != nil {
+			return err
+		}
+		end, err := tr.follows(mark.end, calls(removes, shadow+filepath.Base(old.text)), calls(syncs, filepath.Clean(shadow)))
+		if err := tr.before(end, err, "ok raise w 2"); err != nil {
+			return err
+		}
+		for _, chain := range [][]string{{calls(syncs, mark.text)}, {calls(renames, shadow+file+".tmp", shadow+file)}} {
+			if _, err := tr.follows(mark.end, append(chain, calls(removes, shadow+filepath.Base(old.text)))...); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, []string{"object", "object-dir", "shadow", "shadow-dir", "copy"}},
+
 	{"what is torn is put back", func(tr trace, dir, token string) error {
 		from, err := tr.at("begin repair")
 		if err != nil {
@@ -356,7 +381,7 @@ func record(t *testing.T, binary func() (string, error), env ...string) (tr trac
 		"-e", "trace=openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat")
 	traced.send("create", "open", "attach", "init t", "load", "login",
 		"mint k", "mark "+filepath.Join(tmp, "mark"),
-		"mint-without l", "latch l false 0", "pair p", "destroy k", "mint m", "close", "tear", "repair")
+		"mint-without l", "latch l false 0", "pair p", "destroy k", "raise w 1", "raise w 2", "mint m", "close", "tear", "repair")
 	for _, answer := range traced.finish() {
 		if strings.HasPrefix(answer, "error") {
 			t.Fatal(answer)

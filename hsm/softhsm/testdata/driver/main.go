@@ -118,6 +118,8 @@ func (d *driver) run(command string, args []string) (string, error) {
 		return "", d.guard.ChangeWhole(ctx, func() error { return d.pair(args[0]) })
 	case "destroy":
 		return "", d.guard.Destroy(ctx, func() error { return d.destroy(args[0]) })
+	case "raise": // a mark to N: a new object takes the place of the old one
+		return "", d.guard.Destroy(ctx, func() error { return d.raise(args[0], args[1]) })
 	case "destroy-in-change":
 		return change(func() error { return d.destroy(args[0]) })
 	case "close":
@@ -285,10 +287,31 @@ func (d *driver) destroy(id string) error {
 	return d.p11.DestroyObject(d.session, key)
 }
 
+func (d *driver) raise(id, value string) error {
+	mark := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, id),
+	}
+	old, err := d.find(mark...)
+	if err != nil {
+		return err
+	}
+	_, err = d.p11.CreateObject(d.session, append(mark,
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE, []byte(value))))
+	for _, h := range old {
+		if err == nil {
+			err = d.p11.DestroyObject(d.session, h)
+		}
+	}
+	return err
+}
+
 // object is what the tests compare.
 type object struct {
 	Class  uint
-	ID     string
+	ID     string // of a mark: its label
+	Mark   string `json:",omitempty"`
 	Local  bool
 	Check  string `json:",omitempty"` // as the token says
 	Usable bool   `json:",omitempty"`
@@ -304,6 +327,21 @@ func (d *driver) list() (string, error) {
 	objects := []object{}
 	for _, h := range handles {
 		as, err := d.p11.GetAttributeValue(d.session, h, []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, nil),
+		})
+		if err != nil {
+			return "", err
+		}
+		if as[0].Value[0] == pkcs11.CKO_DATA {
+			value, err := d.p11.GetAttributeValue(d.session, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE, nil)})
+			if err != nil {
+				return "", err
+			}
+			objects = append(objects, object{ID: string(as[1].Value), Mark: string(value[0].Value)})
+			continue
+		}
+		as, err = d.p11.GetAttributeValue(d.session, h, []*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil),
 			pkcs11.NewAttribute(pkcs11.CKA_ID, nil),
 			pkcs11.NewAttribute(pkcs11.CKA_LOCAL, nil),
