@@ -16,6 +16,8 @@ var (
 	ErrUnavailable  = errors.New("the token is unavailable")
 	ErrBusy         = errors.New("too much is waiting for the token")
 
+	ErrMarkUnreadable = errors.New("a node's mark cannot be read")
+
 	ErrNoModule     = errors.New("the PKCS#11 module cannot be loaded")
 	ErrNoToken      = errors.New("no token fits the URI")
 	ErrTwoTokens    = errors.New("more than one token fits the URI")

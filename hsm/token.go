@@ -170,6 +170,6 @@ type Info struct {
 	// MaxObjects is how many objects a token of this model is to hold, where nobody knows better.
 	MaxObjects uint64
 	// Others is how many objects the token had, when it was opened, that List leaves out: the
-	// canary, the identity's pair, and what somebody else keeps there.
+	// canary, the identity's pair, nodes' marks, and what somebody else keeps there.
 	Others uint64
 }

@@ -31,6 +31,8 @@ var (
 	PairPrivateTemplate  = pairPrivateTemplate
 	LatchTemplate        = latchTemplate
 	SearchByID           = searchByID
+	MarkTemplate         = markTemplate
+	SearchMark           = searchMark
 	CanaryID             = canaryID
 	TrialID              = trialID
 	MayLogIn             = mayLogIn

@@ -2,10 +2,12 @@ package pkcs11
 
 import (
 	"crypto/sha256"
+	"fmt"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
 )
 
 // The templates of every object that this package makes, as pure functions: what a key may do
@@ -143,3 +145,24 @@ var canaryID = func() hierarchy.ObjectID {
 	sum := sha256.Sum256([]byte("kekd canary v1"))
 	return hierarchy.ObjectID(sum[:20])
 }()
+
+// markTemplate is that of a node's mark. It is found by CKA_APPLICATION; the label is for people.
+func markTemplate(owner hsm.MarkOwner, m hsm.Mark) attributes {
+	return append(searchMark(owner),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+		attr(pkcs11.CKA_LABEL, markLabel(owner)),
+		attr(pkcs11.CKA_VALUE, hsm.AppendMark(nil, owner, m)),
+	)
+}
+
+// searchMark finds the marks of one owner.
+func searchMark(owner hsm.MarkOwner) attributes {
+	return attributes{
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
+		attr(pkcs11.CKA_TOKEN, true),
+		attr(pkcs11.CKA_APPLICATION, fmt.Sprintf("kekd/%s/%s", owner.Cluster, owner.Node)),
+	}
+}
+
+func markLabel(owner hsm.MarkOwner) string { return "kekd/mark/" + owner.Node.String() }

@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hsm"
 	kekd "github.com/kekd/kekd/hsm/pkcs11"
 )
 
@@ -21,6 +22,7 @@ func TestTemplates(t *testing.T) {
 		pkcs11.CKA_ENCRYPT: "ENCRYPT", pkcs11.CKA_DECRYPT: "DECRYPT", pkcs11.CKA_WRAP: "WRAP", pkcs11.CKA_UNWRAP: "UNWRAP",
 		pkcs11.CKA_SIGN: "SIGN", pkcs11.CKA_VERIFY: "VERIFY", pkcs11.CKA_DERIVE: "DERIVE",
 		pkcs11.CKA_ID: "ID", pkcs11.CKA_LABEL: "LABEL", pkcs11.CKA_EC_PARAMS: "EC_PARAMS",
+		pkcs11.CKA_APPLICATION: "APPLICATION", pkcs11.CKA_VALUE: "VALUE", pkcs11.CKA_MODIFIABLE: "MODIFIABLE",
 	}
 	text := func(template []*pkcs11.Attribute) map[string]string {
 		m := map[string]string{}
@@ -69,7 +71,11 @@ func TestTemplates(t *testing.T) {
 			"PRIVATE": yes, "SENSITIVE": yes, "EXTRACTABLE": no, "DERIVE": yes, "SIGN": no, "DECRYPT": no, "UNWRAP": no}},
 		"latched":   {kekd.LatchTemplate(false), map[string]string{"ENCRYPT": no, "DECRYPT": no}},
 		"unlatched": {kekd.LatchTemplate(true), map[string]string{"ENCRYPT": yes, "DECRYPT": yes}},
-		"search":    {kekd.SearchByID(id), map[string]string{"CLASS": ulong(4), "TOKEN": yes, "ID": id.String()}},
+		"mark": {kekd.MarkTemplate(owner, mark(1, 2, 3)), map[string]string{"CLASS": ulong(0), "TOKEN": yes, "PRIVATE": yes, "MODIFIABLE": no,
+			"APPLICATION": hex.EncodeToString(fmt.Appendf(nil, "kekd/%s/%s", owner.Cluster, owner.Node)),
+			"LABEL":       hex.EncodeToString([]byte("kekd/mark/" + owner.Node.String())),
+			"VALUE":       hex.EncodeToString(hsm.AppendMark(nil, owner, mark(1, 2, 3)))}},
+		"search": {kekd.SearchByID(id), map[string]string{"CLASS": ulong(4), "TOKEN": yes, "ID": id.String()}},
 	} {
 		if diff := cmp.Diff(c.want, text(c.got)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)

@@ -58,7 +58,8 @@ func (s Selected) IsSoftHSM() bool {
 	return s.Manufacturer == "SoftHSM project" && s.Model == "SoftHSM v2"
 }
 
-// A Token is an open token. It is a [hsm.Token], [hsm.Manager], [hsm.Agreer] and [hsm.Examiner].
+// A Token is an open token. It is a [hsm.Token], [hsm.Manager], [hsm.Agreer], [hsm.Marks] and
+// [hsm.Examiner].
 type Token struct {
 	cfg    Config
 	m      *module
@@ -73,7 +74,8 @@ type Token struct {
 	use    sync.RWMutex
 	copies copies
 
-	manager chan func(*slot) // to the goroutine that finds and changes objects
+	manager chan func(*slot)           // to the goroutine that finds and changes objects
+	marks   map[hsm.MarkOwner]keptMark // which that goroutine alone looks at: what this process made durable
 	search  search
 	can     capabilities
 	others  uint64                    // see hsm.Info; of the manager's process
@@ -92,6 +94,7 @@ var (
 	_ hsm.Token    = (*Token)(nil)
 	_ hsm.Manager  = (*Token)(nil)
 	_ hsm.Agreer   = (*Token)(nil)
+	_ hsm.Marks    = (*Token)(nil)
 	_ hsm.Examiner = (*Token)(nil)
 )
 
@@ -114,8 +117,8 @@ func Open(ctx context.Context, selected Selected, cfg Config) (*Token, error) {
 	}
 	t := &Token{
 		cfg: cfg, m: m, queue: newQueue(cfg.Slots), index: newIndex(),
-		manager: make(chan func(*slot)),
-		dead:    make(chan struct{}), failed: make(chan error, 1),
+		manager: make(chan func(*slot)), marks: map[hsm.MarkOwner]keptMark{},
+		dead: make(chan struct{}), failed: make(chan error, 1),
 	}
 	if err := t.start(ctx, selected); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

@@ -12,7 +12,7 @@ var sentinels = [...]error{
 	hsm.ErrTagMismatch, hsm.ErrKeyNotFound, hsm.ErrAmbiguous, hsm.ErrKeyRefused, hsm.ErrKeyLatched,
 	hsm.ErrInvalidInput, hsm.ErrUnsupported, hsm.ErrCapacity, hsm.ErrDeadline, hsm.ErrUnavailable,
 	hsm.ErrNoModule, hsm.ErrNoToken, hsm.ErrTwoTokens, hsm.ErrPINMissing, hsm.ErrPINIncorrect, hsm.ErrPINLocked,
-	hsm.ErrBusy,
+	hsm.ErrBusy, hsm.ErrMarkUnreadable,
 }
 
 // A tokenError is an error that a worker told: the text that it had there, and every sentinel
