@@ -2,7 +2,7 @@
 // crashes, hangs or loses its token takes no daemon along.
 //
 // [Open] starts the workers and gives a [Pool], which is a [hsm.Token], [hsm.Manager],
-// [hsm.Agreer] and [hsm.Examiner]. [Serve] is what a worker process runs. They talk over a socket pair, in frames
+// [hsm.Agreer], [hsm.Marks] and [hsm.Examiner]. [Serve] is what a worker process runs. They talk over a socket pair, in frames
 // that carry many operations each. Nothing here loads a module: what a worker opens is handed
 // to Serve.
 //

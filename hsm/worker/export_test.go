@@ -74,6 +74,8 @@ func ReadRequest(body []byte) ([]byte, error) {
 	return appendRequest(nil, r), nil
 }
 
+var someOwner = hsm.MarkOwner{Cluster: hierarchy.ClusterID{ID: hierarchy.ID{1}}, Node: hierarchy.NodeID{ID: hierarchy.ID{2}}}
+
 // Requests gives one request of each kind, as it is written.
 func Requests() [][]byte {
 	id := hierarchy.ObjectID{1}
@@ -82,7 +84,8 @@ func Requests() [][]byte {
 		{verb: verbHealthy, timeout: 5}, {verb: verbForget, keys: []hierarchy.ObjectID{id, id}},
 		{verb: verbSign, hash: 5, digest: []byte("digest")}, {verb: verbList}, {verb: verbInfo},
 		{verb: verbGenerate, object: id, label: "label"}, {verb: verbSetUsable, object: id, usable: true},
-		{verb: verbDestroy, object: id}, {verb: verbBegin}, {verb: verbEnd, pair: 3},
+		{verb: verbDestroy, object: id}, {verb: verbMark, owner: someOwner},
+		{verb: verbRaiseMark, owner: someOwner, mark: hsm.Mark{Term: 3, LastTerm: 2, LastIndex: 9}}, {verb: verbBegin}, {verb: verbEnd, pair: 3},
 		{verb: verbDerive, pair: 3, object: id, label: "label", kdf: hsm.KDFECDHAESCBC, peer: []byte("peer"), info: []byte("info")},
 	} {
 		all = append(all, appendRequest(nil, &r))

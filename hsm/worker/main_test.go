@@ -127,7 +127,7 @@ func (c workerConfig) open(ctx context.Context, role worker.Role, pin []byte, re
 	if err != nil {
 		return b, err
 	}
-	b = worker.Backend{Token: token, Manager: token, Agreer: token, Examiner: token, Parallel: c.Parallel, Failed: token.Failed()}
+	b = worker.Backend{Token: token, Manager: token, Agreer: token, Marks: token, Examiner: token, Parallel: c.Parallel, Failed: token.Failed()}
 	if id != nil {
 		b.Signer = id
 	}

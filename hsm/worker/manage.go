@@ -164,6 +164,26 @@ func (p *Pool) Destroy(ctx context.Context, id hierarchy.ObjectID) error {
 	return err
 }
 
+// Mark is [hsm.Marks]'s.
+func (p *Pool) Mark(ctx context.Context, owner hsm.MarkOwner) (hsm.Mark, bool, error) {
+	body, _, err := p.manage(ctx, &request{verb: verbMark, owner: owner})
+	if err != nil {
+		return hsm.Mark{}, false, err
+	}
+	d := decoder{b: body}
+	found, m := d.flag(), d.mark()
+	if err := d.done(); err != nil {
+		return hsm.Mark{}, false, fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+	}
+	return m, found, nil
+}
+
+// RaiseMark is [hsm.Marks]'s.
+func (p *Pool) RaiseMark(ctx context.Context, owner hsm.MarkOwner, m hsm.Mark) error {
+	_, _, err := p.manage(ctx, &request{verb: verbRaiseMark, owner: owner, mark: m})
+	return err
+}
+
 // An agreement is a pair in one manager's session. It ends with that process.
 type agreement struct {
 	p      *Pool

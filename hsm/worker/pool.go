@@ -38,6 +38,7 @@ var (
 	_ hsm.Token    = (*Pool)(nil)
 	_ hsm.Manager  = (*Pool)(nil)
 	_ hsm.Agreer   = (*Pool)(nil)
+	_ hsm.Marks    = (*Pool)(nil)
 	_ hsm.Examiner = (*Pool)(nil)
 )
 

@@ -14,7 +14,7 @@ import (
 type verb byte
 
 // What a worker is asked, besides operations. Those from verbList on are the manager's, and are
-// run in the order in which they were sent.
+// run in the order in which they were sent, except for marks.
 const (
 	verbHealthy verb = 1 + iota
 	verbForget
@@ -25,6 +25,8 @@ const (
 	verbSetUsable
 	verbDestroy
 	verbExamine
+	verbMark
+	verbRaiseMark
 	verbBegin
 	verbDerive
 	verbEnd
@@ -32,6 +34,8 @@ const (
 )
 
 func (v verb) managers() bool { return v >= verbList }
+
+func (v verb) marks() bool { return v == verbMark || v == verbRaiseMark }
 
 // A request is one thing that a worker is asked. Each verb uses the fields that it needs.
 type request struct {
@@ -49,6 +53,8 @@ type request struct {
 	peer   []byte
 	kdf    hsm.KDF
 	info   []byte
+	owner  hsm.MarkOwner
+	mark   hsm.Mark
 }
 
 // Bounds of what a request carries.
@@ -78,6 +84,10 @@ func appendRequest(b []byte, r *request) []byte {
 		b = appendFlag(b, r.usable)
 	case verbDestroy:
 		b = append(b, r.object[:]...)
+	case verbMark:
+		b = appendOwner(b, r.owner)
+	case verbRaiseMark:
+		b = appendMark(appendOwner(b, r.owner), r.mark)
 	case verbDerive:
 		b = le.AppendUint32(b, r.pair)
 		b = append(b, r.object[:]...)
@@ -112,6 +122,10 @@ func parseRequest(frame []byte) (*request, error) {
 		r.object, r.usable = d.object(), d.flag()
 	case verbDestroy:
 		r.object = d.object()
+	case verbMark:
+		r.owner = d.owner()
+	case verbRaiseMark:
+		r.owner, r.mark = d.owner(), d.mark()
 	case verbDerive:
 		r.pair, r.object, r.label, r.kdf = d.u32(), d.object(), d.text(), hsm.KDF(d.text())
 		r.peer, r.info = slices.Clone(d.short()), slices.Clone(d.short())
@@ -127,6 +141,27 @@ func parseRequest(frame []byte) (*request, error) {
 func (d *decoder) object() (id hierarchy.ObjectID) {
 	copy(id[:], d.take(len(id)))
 	return id
+}
+
+func appendOwner(b []byte, o hsm.MarkOwner) []byte {
+	return append(append(b, o.Cluster.ID[:]...), o.Node.ID[:]...)
+}
+
+func (d *decoder) owner() (o hsm.MarkOwner) {
+	copy(o.Cluster.ID[:], d.take(len(o.Cluster.ID)))
+	copy(o.Node.ID[:], d.take(len(o.Node.ID)))
+	return o
+}
+
+func appendMark(b []byte, m hsm.Mark) []byte {
+	for _, n := range []uint64{m.Term, m.LastTerm, m.LastIndex} {
+		b = le.AppendUint64(b, n)
+	}
+	return b
+}
+
+func (d *decoder) mark() hsm.Mark {
+	return hsm.Mark{Term: d.u64(), LastTerm: d.u64(), LastIndex: d.u64()}
 }
 
 // An answer is what a worker gives to a request, or a part of it: a listing comes in several.

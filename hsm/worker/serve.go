@@ -42,9 +42,11 @@ func (r Role) String() string {
 // A Backend is an open token, in the process that serves it.
 type Backend struct {
 	Token hsm.Token
-	// Manager and Agreer are asked in the manager only, and one thing at a time.
+	// Manager and Agreer are asked in the manager only, and one thing at a time; Marks in the manager
+	// only, beside them.
 	Manager  hsm.Manager
 	Agreer   hsm.Agreer
+	Marks    hsm.Marks    // nil: it keeps none
 	Examiner hsm.Examiner // nil: it cannot be examined
 	// Signer is the manager's signing identity; nil where there is none.
 	Signer crypto.Signer

@@ -63,7 +63,8 @@ func (s *server) take(k kind, frame []byte) error {
 		if err != nil {
 			return err
 		}
-		if !r.verb.managers() {
+		if !r.verb.managers() || r.verb.marks() {
+			// A vote waits for a mark: not behind changes that wait, but only behind the one that runs.
 			go s.ask(r)
 			return nil
 		}

@@ -43,7 +43,7 @@ func (s *server) say(a *answer) {
 
 func (s *server) perform(ctx context.Context, r *request) ([]byte, error) {
 	if r.verb.managers() && s.backend.Manager == nil || r.verb == verbSign && s.backend.Signer == nil ||
-		r.verb >= verbBegin && s.backend.Agreer == nil {
+		r.verb.marks() && s.backend.Marks == nil || r.verb >= verbBegin && s.backend.Agreer == nil {
 		return nil, fmt.Errorf("%w: this worker only serves", hsm.ErrUnsupported)
 	}
 	switch r.verb {
@@ -71,6 +71,11 @@ func (s *server) perform(ctx context.Context, r *request) ([]byte, error) {
 		}
 		checks, err := s.backend.Examiner.Examine(ctx)
 		return appendChecks(nil, checks), err
+	case verbMark:
+		m, found, err := s.backend.Marks.Mark(ctx, r.owner)
+		return appendMark(appendFlag(nil, found), m), err
+	case verbRaiseMark:
+		return nil, s.backend.Marks.RaiseMark(ctx, r.owner, r.mark)
 	case verbBegin:
 		return s.begin(ctx, r)
 	case verbDerive:

@@ -39,7 +39,7 @@ const (
 
 // protocolVersion is raised when a frame changes. Daemon and worker are one binary, so it only
 // tells a mistake.
-const protocolVersion = 4
+const protocolVersion = 5
 
 // errGarbage is what is read that no peer of ours writes.
 var errGarbage = errors.New("a frame that makes no sense")
