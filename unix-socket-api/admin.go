@@ -45,7 +45,7 @@ func NewAdminServer(a Admin) (*Server, error) {
 // adminService is kekd.v1.AdminService. Its calls look names up, propose commands by ID, and
 // answer from the state that has the command in it.
 type adminService struct {
-	kekdv1.UnimplementedAdminServiceServer
+	kekdv1.UnsafeAdminServiceServer
 	*Server
 	Admin
 }

@@ -17,7 +17,7 @@ import (
 
 const (
 	defaultInvitation = 15 * time.Minute
-	maxInvitation     = 24 * time.Hour
+	maxInvitation     = state.MaxInvitationLife
 	// membersTimeout is how long a list waits for what only the leader knows.
 	membersTimeout = 2 * time.Second
 	// followInterval is how often the leader is asked whether Raft has followed a change of members.
@@ -26,6 +26,10 @@ const (
 
 var errAlone = apierr.WithHint(fmt.Errorf("%w: this node has no port for its peers, and is a cluster of one", hierarchy.ErrFailedPrecondition),
 	"give it [peers] in its configuration, and start it again")
+
+// errToldOnce is for a retry: what is in the hierarchy of an invitation makes no token.
+var errToldOnce = apierr.WithHint(fmt.Errorf("%w: this was asked for before, under the same idempotency ID: a token is told once, and nobody has kept it", hierarchy.ErrFailedPrecondition),
+	"invite the node again, without the ID and, until that token has expired, under another name")
 
 // roles by the names that they have in the API.
 var roles = map[string]hierarchy.RegionRole{
@@ -56,6 +60,9 @@ func (a *adminService) InviteNode(ctx context.Context, m *kekdv1.InviteNodeReque
 	)
 	r := AdminRecord{Kind: "node-invite", Detail: fmt.Sprintf("node=%s region=%s role=%s no_vote=%t ttl=%v", m.Name, m.Region, m.Role, m.NoVote, ttl)}
 	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
+		if id, err := commandID(m.IdempotencyId); err == nil && s.Decided(id) {
+			return nil, errToldOnce
+		}
 		role, err := roleOf(s, m.Region, role)
 		if err != nil {
 			return nil, err
@@ -68,10 +75,6 @@ func (a *adminService) InviteNode(ctx context.Context, m *kekdv1.InviteNodeReque
 	})
 	if err != nil {
 		return nil, err
-	}
-	if done.replayed {
-		return nil, apierr.WithHint(fmt.Errorf("%w: %s was invited before, at index %d, and its token was told then: nobody has kept it", hierarchy.ErrFailedPrecondition, m.Name, done.index),
-			"invite the node again without the idempotency ID; the other token runs out by itself")
 	}
 	return &kekdv1.InviteNodeResponse{
 		Token: token, ExpiresAt: invitation.ExpiresAt, Name: m.Name, Region: m.Region,
@@ -100,11 +103,10 @@ func (a *adminService) RemoveNode(ctx context.Context, m *kekdv1.RemoveNodeReque
 	var id hierarchy.NodeID
 	r := AdminRecord{Kind: "node-remove", Detail: "node=" + m.Name}
 	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
-		n, err := nodeByName(s, m.Name)
-		if err != nil {
+		var err error
+		if id, err = removable(s, m.Name, m.IdempotencyId); err != nil {
 			return nil, err
 		}
-		id = n.ID
 		return &commandpb.Command{Body: &commandpb.Command_RemoveNode{RemoveNode: &commandpb.RemoveNode{NodeId: id.ID[:]}}}, nil
 	})
 	if err != nil {
@@ -114,6 +116,26 @@ func (a *adminService) RemoveNode(ctx context.Context, m *kekdv1.RemoveNodeReque
 		err = a.followed(ctx, done, fmt.Sprintf("Raft still has %s", m.Name), func(list []Member) bool { return memberOf(list, id) == nil })
 	}
 	return &kekdv1.RemoveNodeResponse{Index: done.index, Id: id.String()}, err
+}
+
+// removable is the ID of a member, or, for a retry, of the last one of that name.
+func removable(s *state.State, name string, idempotencyID []byte) (hierarchy.NodeID, error) {
+	n, err := nodeByName(s, name)
+	if err == nil {
+		return n.ID, nil
+	}
+	var last *state.RemovedNode
+	if id, idErr := commandID(idempotencyID); idErr == nil && s.Decided(id) {
+		for was := range s.RemovedNodes() {
+			if was.Name == name && (last == nil || was.RemovedAt.After(last.RemovedAt)) {
+				last = was
+			}
+		}
+	}
+	if last == nil {
+		return hierarchy.NodeID{}, err
+	}
+	return last.ID, nil
 }
 
 func (a *adminService) PromoteNode(ctx context.Context, m *kekdv1.PromoteNodeRequest) (*kekdv1.Node, error) {
@@ -266,10 +288,8 @@ func memberOf(list []Member, id hierarchy.NodeID) *Member {
 }
 
 func nodeByName(s *state.State, name string) (*state.Node, error) {
-	for n := range s.Nodes() {
-		if n.Name == name {
-			return n, nil
-		}
+	if n, ok := s.NodeByName(name); ok {
+		return n, nil
 	}
 	if err := hierarchy.ValidateName(name); err != nil {
 		return nil, err
@@ -279,7 +299,7 @@ func nodeByName(s *state.State, name string) (*state.Node, error) {
 
 func (a *adminService) nodeMessage(s *state.State, n *state.Node, list []Member, index uint64) *kekdv1.Node {
 	m := &kekdv1.Node{
-		Id: n.ID.String(), Name: n.Name, Region: regionName(s, n.Region), Voter: n.Voter, Self: n.ID == a.Self, Index: index,
+		Id: n.ID.String(), Name: n.Name, Region: regionName(s, n.Region), Address: n.Address, Voter: n.Voter, Self: n.ID == a.Self, Index: index,
 	}
 	if r, ok := s.Region(n.Region); ok {
 		m.Role, m.Mints = r.Role.String(), r.MintingNode == n.ID

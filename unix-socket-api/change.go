@@ -34,7 +34,7 @@ func (a *adminService) change(ctx context.Context, idempotencyID []byte, r Admin
 	done := committed{id: id}
 	err = a.recorded(ctx, id, r, func(who hierarchy.Principal, r *AdminRecord) (string, error) {
 		result, err := a.propose(ctx, who, id, build)
-		done.index, done.replayed = result.Index, result.Replayed
+		done.index = result.Index
 		if result.Replayed {
 			r.Detail = strings.TrimPrefix(fmt.Sprintf("%s; done before, at index %d", r.Detail, result.Index), "; ")
 		}
@@ -88,10 +88,9 @@ func (a *adminService) recorded(ctx context.Context, id hierarchy.CommandID, r A
 
 // committed is a change that took effect.
 type committed struct {
-	state    *state.State // has the command in it
-	index    uint64
-	id       hierarchy.CommandID
-	replayed bool // by an earlier call under the same ID
+	state *state.State // has the command in it
+	index uint64
+	id    hierarchy.CommandID
 }
 
 func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id hierarchy.CommandID, build func(*state.State) (*commandpb.Command, error)) (state.Result, error) {

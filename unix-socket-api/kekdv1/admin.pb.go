@@ -3975,15 +3975,17 @@ func (x *RestoreSnapshotRequest) GetData() []byte {
 }
 
 type RestoreSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Records       uint64                 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"` // that the snapshot has
-	SnapshotIndex uint64                 `protobuf:"varint,2,opt,name=snapshot_index,json=snapshotIndex,proto3" json:"snapshot_index,omitempty"`
-	SnapshotTime  int64                  `protobuf:"varint,3,opt,name=snapshot_time,json=snapshotTime,proto3" json:"snapshot_time,omitempty"` // cluster time, Unix nanoseconds
-	Tightened     []*RestoreChange       `protobuf:"bytes,4,rep,name=tightened,proto3" json:"tightened,omitempty"`                            // what is different now
-	Refused       []*RestoreChange       `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty"`                                // what the snapshot would have opened, or has and the hierarchy has not
-	Index         uint64                 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`                                   // of the last command
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Records        uint64                 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"` // that the snapshot has
+	SnapshotIndex  uint64                 `protobuf:"varint,2,opt,name=snapshot_index,json=snapshotIndex,proto3" json:"snapshot_index,omitempty"`
+	SnapshotTime   int64                  `protobuf:"varint,3,opt,name=snapshot_time,json=snapshotTime,proto3" json:"snapshot_time,omitempty"`       // cluster time, Unix nanoseconds
+	Tightened      []*RestoreChange       `protobuf:"bytes,4,rep,name=tightened,proto3" json:"tightened,omitempty"`                                  // what is different now: at most 4,096 of it
+	LeftOut        []string               `protobuf:"bytes,5,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`                       // of the snapshot: each by name, with the reason
+	Index          uint64                 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`                                         // of the last command
+	TightenedCount uint64                 `protobuf:"varint,7,opt,name=tightened_count,json=tightenedCount,proto3" json:"tightened_count,omitempty"` // of all
+	LeftOutCount   uint64                 `protobuf:"varint,8,opt,name=left_out_count,json=leftOutCount,proto3" json:"left_out_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RestoreSnapshotResponse) Reset() {
@@ -4044,9 +4046,9 @@ func (x *RestoreSnapshotResponse) GetTightened() []*RestoreChange {
 	return nil
 }
 
-func (x *RestoreSnapshotResponse) GetRefused() []*RestoreChange {
+func (x *RestoreSnapshotResponse) GetLeftOut() []string {
 	if x != nil {
-		return x.Refused
+		return x.LeftOut
 	}
 	return nil
 }
@@ -4058,12 +4060,26 @@ func (x *RestoreSnapshotResponse) GetIndex() uint64 {
 	return 0
 }
 
+func (x *RestoreSnapshotResponse) GetTightenedCount() uint64 {
+	if x != nil {
+		return x.TightenedCount
+	}
+	return 0
+}
+
+func (x *RestoreSnapshotResponse) GetLeftOutCount() uint64 {
+	if x != nil {
+		return x.LeftOutCount
+	}
+	return 0
+}
+
 type RestoreChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`     // such as tenant acme, key acme/orders, version acme/orders@2
 	Field         string                 `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`   // such as state
-	Before        string                 `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"` // in the hierarchy
-	After         string                 `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`   // of what is refused: what the snapshot has
+	Before        string                 `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"` // empty: it was not there
+	After         string                 `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4639,14 +4655,16 @@ const file_admin_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"S\n" +
 	"\x16RestoreSnapshotRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xfd\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xb5\x02\n" +
 	"\x17RestoreSnapshotResponse\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12%\n" +
 	"\x0esnapshot_index\x18\x02 \x01(\x04R\rsnapshotIndex\x12#\n" +
 	"\rsnapshot_time\x18\x03 \x01(\x03R\fsnapshotTime\x124\n" +
-	"\ttightened\x18\x04 \x03(\v2\x16.kekd.v1.RestoreChangeR\ttightened\x120\n" +
-	"\arefused\x18\x05 \x03(\v2\x16.kekd.v1.RestoreChangeR\arefused\x12\x14\n" +
-	"\x05index\x18\x06 \x01(\x04R\x05index\"g\n" +
+	"\ttightened\x18\x04 \x03(\v2\x16.kekd.v1.RestoreChangeR\ttightened\x12\x19\n" +
+	"\bleft_out\x18\x05 \x03(\tR\aleftOut\x12\x14\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\x12'\n" +
+	"\x0ftightened_count\x18\a \x01(\x04R\x0etightenedCount\x12$\n" +
+	"\x0eleft_out_count\x18\b \x01(\x04R\fleftOutCount\"g\n" +
 	"\rRestoreChange\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
@@ -4810,82 +4828,81 @@ var file_admin_proto_depIdxs = []int32{
 	49, // 19: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
 	52, // 20: kekd.v1.ListNodesResponse.nodes:type_name -> kekd.v1.Node
 	65, // 21: kekd.v1.RestoreSnapshotResponse.tightened:type_name -> kekd.v1.RestoreChange
-	65, // 22: kekd.v1.RestoreSnapshotResponse.refused:type_name -> kekd.v1.RestoreChange
-	68, // 23: kekd.v1.ListOrphansResponse.orphans:type_name -> kekd.v1.Orphan
-	68, // 24: kekd.v1.SweepOrphansResponse.destroyed:type_name -> kekd.v1.Orphan
-	0,  // 25: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
-	3,  // 26: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
-	9,  // 27: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
-	10, // 28: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
-	12, // 29: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
-	13, // 30: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
-	14, // 31: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
-	15, // 32: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
-	16, // 33: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
-	22, // 34: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
-	23, // 35: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
-	25, // 36: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
-	26, // 37: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
-	27, // 38: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
-	28, // 39: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
-	30, // 40: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
-	31, // 41: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
-	33, // 42: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
-	37, // 43: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
-	38, // 44: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
-	40, // 45: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
-	42, // 46: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
-	44, // 47: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
-	46, // 48: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
-	50, // 49: kekd.v1.AdminService.InviteNode:input_type -> kekd.v1.InviteNodeRequest
-	53, // 50: kekd.v1.AdminService.ListNodes:input_type -> kekd.v1.ListNodesRequest
-	55, // 51: kekd.v1.AdminService.RemoveNode:input_type -> kekd.v1.RemoveNodeRequest
-	57, // 52: kekd.v1.AdminService.PromoteNode:input_type -> kekd.v1.PromoteNodeRequest
-	58, // 53: kekd.v1.AdminService.DemoteNode:input_type -> kekd.v1.DemoteNodeRequest
-	59, // 54: kekd.v1.AdminService.TransferLeadership:input_type -> kekd.v1.TransferLeadershipRequest
-	61, // 55: kekd.v1.AdminService.SaveSnapshot:input_type -> kekd.v1.SaveSnapshotRequest
-	63, // 56: kekd.v1.AdminService.RestoreSnapshot:input_type -> kekd.v1.RestoreSnapshotRequest
-	66, // 57: kekd.v1.AdminService.ListOrphans:input_type -> kekd.v1.ListOrphansRequest
-	69, // 58: kekd.v1.AdminService.SweepOrphans:input_type -> kekd.v1.SweepOrphansRequest
-	1,  // 59: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
-	4,  // 60: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
-	6,  // 61: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
-	11, // 62: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
-	6,  // 63: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
-	6,  // 64: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
-	6,  // 65: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
-	6,  // 66: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
-	17, // 67: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
-	19, // 68: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
-	24, // 69: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
-	19, // 70: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
-	19, // 71: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
-	19, // 72: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
-	19, // 73: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
-	29, // 74: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
-	32, // 75: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
-	34, // 76: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
-	36, // 77: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
-	39, // 78: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
-	41, // 79: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
-	43, // 80: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
-	45, // 81: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
-	47, // 82: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
-	51, // 83: kekd.v1.AdminService.InviteNode:output_type -> kekd.v1.InviteNodeResponse
-	54, // 84: kekd.v1.AdminService.ListNodes:output_type -> kekd.v1.ListNodesResponse
-	56, // 85: kekd.v1.AdminService.RemoveNode:output_type -> kekd.v1.RemoveNodeResponse
-	52, // 86: kekd.v1.AdminService.PromoteNode:output_type -> kekd.v1.Node
-	52, // 87: kekd.v1.AdminService.DemoteNode:output_type -> kekd.v1.Node
-	60, // 88: kekd.v1.AdminService.TransferLeadership:output_type -> kekd.v1.TransferLeadershipResponse
-	62, // 89: kekd.v1.AdminService.SaveSnapshot:output_type -> kekd.v1.SnapshotChunk
-	64, // 90: kekd.v1.AdminService.RestoreSnapshot:output_type -> kekd.v1.RestoreSnapshotResponse
-	67, // 91: kekd.v1.AdminService.ListOrphans:output_type -> kekd.v1.ListOrphansResponse
-	70, // 92: kekd.v1.AdminService.SweepOrphans:output_type -> kekd.v1.SweepOrphansResponse
-	59, // [59:93] is the sub-list for method output_type
-	25, // [25:59] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	68, // 22: kekd.v1.ListOrphansResponse.orphans:type_name -> kekd.v1.Orphan
+	68, // 23: kekd.v1.SweepOrphansResponse.destroyed:type_name -> kekd.v1.Orphan
+	0,  // 24: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
+	3,  // 25: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
+	9,  // 26: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
+	10, // 27: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
+	12, // 28: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
+	13, // 29: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
+	14, // 30: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
+	15, // 31: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
+	16, // 32: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
+	22, // 33: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
+	23, // 34: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
+	25, // 35: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
+	26, // 36: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
+	27, // 37: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
+	28, // 38: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
+	30, // 39: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
+	31, // 40: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
+	33, // 41: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
+	37, // 42: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
+	38, // 43: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
+	40, // 44: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
+	42, // 45: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
+	44, // 46: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
+	46, // 47: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
+	50, // 48: kekd.v1.AdminService.InviteNode:input_type -> kekd.v1.InviteNodeRequest
+	53, // 49: kekd.v1.AdminService.ListNodes:input_type -> kekd.v1.ListNodesRequest
+	55, // 50: kekd.v1.AdminService.RemoveNode:input_type -> kekd.v1.RemoveNodeRequest
+	57, // 51: kekd.v1.AdminService.PromoteNode:input_type -> kekd.v1.PromoteNodeRequest
+	58, // 52: kekd.v1.AdminService.DemoteNode:input_type -> kekd.v1.DemoteNodeRequest
+	59, // 53: kekd.v1.AdminService.TransferLeadership:input_type -> kekd.v1.TransferLeadershipRequest
+	61, // 54: kekd.v1.AdminService.SaveSnapshot:input_type -> kekd.v1.SaveSnapshotRequest
+	63, // 55: kekd.v1.AdminService.RestoreSnapshot:input_type -> kekd.v1.RestoreSnapshotRequest
+	66, // 56: kekd.v1.AdminService.ListOrphans:input_type -> kekd.v1.ListOrphansRequest
+	69, // 57: kekd.v1.AdminService.SweepOrphans:input_type -> kekd.v1.SweepOrphansRequest
+	1,  // 58: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
+	4,  // 59: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
+	6,  // 60: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
+	11, // 61: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
+	6,  // 62: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
+	6,  // 63: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
+	6,  // 64: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
+	6,  // 65: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
+	17, // 66: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
+	19, // 67: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
+	24, // 68: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
+	19, // 69: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
+	19, // 70: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
+	19, // 71: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
+	19, // 72: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
+	29, // 73: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
+	32, // 74: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
+	34, // 75: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
+	36, // 76: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
+	39, // 77: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
+	41, // 78: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
+	43, // 79: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
+	45, // 80: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
+	47, // 81: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
+	51, // 82: kekd.v1.AdminService.InviteNode:output_type -> kekd.v1.InviteNodeResponse
+	54, // 83: kekd.v1.AdminService.ListNodes:output_type -> kekd.v1.ListNodesResponse
+	56, // 84: kekd.v1.AdminService.RemoveNode:output_type -> kekd.v1.RemoveNodeResponse
+	52, // 85: kekd.v1.AdminService.PromoteNode:output_type -> kekd.v1.Node
+	52, // 86: kekd.v1.AdminService.DemoteNode:output_type -> kekd.v1.Node
+	60, // 87: kekd.v1.AdminService.TransferLeadership:output_type -> kekd.v1.TransferLeadershipResponse
+	62, // 88: kekd.v1.AdminService.SaveSnapshot:output_type -> kekd.v1.SnapshotChunk
+	64, // 89: kekd.v1.AdminService.RestoreSnapshot:output_type -> kekd.v1.RestoreSnapshotResponse
+	67, // 90: kekd.v1.AdminService.ListOrphans:output_type -> kekd.v1.ListOrphansResponse
+	70, // 91: kekd.v1.AdminService.SweepOrphans:output_type -> kekd.v1.SweepOrphansResponse
+	58, // [58:92] is the sub-list for method output_type
+	24, // [24:58] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }

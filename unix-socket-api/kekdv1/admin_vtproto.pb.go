@@ -3635,19 +3635,26 @@ func (m *RestoreSnapshotResponse) MarshalToSizedBufferVT(dAtA []byte) (int, erro
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.LeftOutCount != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.LeftOutCount))
+		i--
+		dAtA[i] = 0x40
+	}
+	if m.TightenedCount != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.TightenedCount))
+		i--
+		dAtA[i] = 0x38
+	}
 	if m.Index != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Index))
 		i--
 		dAtA[i] = 0x30
 	}
-	if len(m.Refused) > 0 {
-		for iNdEx := len(m.Refused) - 1; iNdEx >= 0; iNdEx-- {
-			size, err := m.Refused[iNdEx].MarshalToSizedBufferVT(dAtA[:i])
-			if err != nil {
-				return 0, err
-			}
-			i -= size
-			i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+	if len(m.LeftOut) > 0 {
+		for iNdEx := len(m.LeftOut) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.LeftOut[iNdEx])
+			copy(dAtA[i:], m.LeftOut[iNdEx])
+			i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.LeftOut[iNdEx])))
 			i--
 			dAtA[i] = 0x2a
 		}
@@ -5396,14 +5403,20 @@ func (m *RestoreSnapshotResponse) SizeVT() (n int) {
 			n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
 	}
-	if len(m.Refused) > 0 {
-		for _, e := range m.Refused {
-			l = e.SizeVT()
+	if len(m.LeftOut) > 0 {
+		for _, s := range m.LeftOut {
+			l = len(s)
 			n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
 	}
 	if m.Index != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.Index))
+	}
+	if m.TightenedCount != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.TightenedCount))
+	}
+	if m.LeftOutCount != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.LeftOutCount))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -14669,9 +14682,9 @@ func (m *RestoreSnapshotResponse) UnmarshalVT(dAtA []byte) error {
 			iNdEx = postIndex
 		case 5:
 			if wireType != 2 {
-				return fmt.Errorf("proto: wrong wireType = %d for field Refused", wireType)
+				return fmt.Errorf("proto: wrong wireType = %d for field LeftOut", wireType)
 			}
-			var msglen int
+			var stringLen uint64
 			for shift := uint(0); ; shift += 7 {
 				if shift >= 64 {
 					return protohelpers.ErrIntOverflow
@@ -14681,25 +14694,23 @@ func (m *RestoreSnapshotResponse) UnmarshalVT(dAtA []byte) error {
 				}
 				b := dAtA[iNdEx]
 				iNdEx++
-				msglen |= int(b&0x7F) << shift
+				stringLen |= uint64(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}
 			}
-			if msglen < 0 {
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
 				return protohelpers.ErrInvalidLength
 			}
-			postIndex := iNdEx + msglen
+			postIndex := iNdEx + intStringLen
 			if postIndex < 0 {
 				return protohelpers.ErrInvalidLength
 			}
 			if postIndex > l {
 				return io.ErrUnexpectedEOF
 			}
-			m.Refused = append(m.Refused, &RestoreChange{})
-			if err := m.Refused[len(m.Refused)-1].UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
-				return err
-			}
+			m.LeftOut = append(m.LeftOut, string(dAtA[iNdEx:postIndex]))
 			iNdEx = postIndex
 		case 6:
 			if wireType != 0 {
@@ -14716,6 +14727,44 @@ func (m *RestoreSnapshotResponse) UnmarshalVT(dAtA []byte) error {
 				b := dAtA[iNdEx]
 				iNdEx++
 				m.Index |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field TightenedCount", wireType)
+			}
+			m.TightenedCount = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.TightenedCount |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 8:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LeftOutCount", wireType)
+			}
+			m.LeftOutCount = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LeftOutCount |= uint64(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}
