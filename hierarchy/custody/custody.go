@@ -82,7 +82,9 @@ func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []
 		it := &items[i]
 		if it.err = parse(&reqs[i], it); it.err == nil {
 			it.known = true
-			it.grant, it.err = authorise(first, who, it)
+			if it.grant, it.err = authorise(first, who, it); it.err == nil {
+				it.err = c.placed(first.State, &it.grant)
+			}
 		}
 	}
 	c.limit(ctx, first, items)
