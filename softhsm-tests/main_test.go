@@ -94,9 +94,14 @@ func loops(few, many int) int {
 	return few
 }
 
-// moments are random ones for a loop. The seed is in the output of a test that fails, and KEKD_SEED=N
-// gives the same ones again; what happens in them is the scheduler's.
+// moments are random ones for a loop, by [seedOf]; what happens in them is the scheduler's.
 func moments(t *testing.T) *mathrand.Rand {
+	t.Helper()
+	return mathrand.New(mathrand.NewPCG(seedOf(t), 0))
+}
+
+// seedOf draws a seed, or takes KEKD_SEED=N. It is in the output of a test that fails.
+func seedOf(t *testing.T) uint64 {
 	t.Helper()
 	seed := mathrand.Uint64()
 	if s := os.Getenv("KEKD_SEED"); s != "" {
@@ -106,7 +111,7 @@ func moments(t *testing.T) *mathrand.Rand {
 		}
 	}
 	t.Logf("KEKD_SEED=%d", seed)
-	return mathrand.New(mathrand.NewPCG(seed, 0))
+	return seed
 }
 
 func logOf(n devcluster.Node) string { return filepath.Join(filepath.Dir(n.DataDir), "kekd.log") }

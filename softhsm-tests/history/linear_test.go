@@ -125,6 +125,9 @@ func TestWhatMayBe(t *testing.T) {
 			op(history.Read, 90, 95, at(6), by("b"), shows("enabled", 0), showsRule(false)),
 			op(history.Read, 96, 97, at(7), by("c"), shows("enabled", 0), showsRule(true)),
 		}},
+		{"of two fresh reads the later one is older, and no command is between", []history.Operation{
+			created, op(history.Allow, 30, 40), op(history.Read, 50, 60, at(9), by("b"), fresh, shows("enabled", 0)), op(history.Read, 70, 80, at(8), by("c"), fresh, shows("enabled", 0)),
+		}},
 		{"a node that was started again begins with less", []history.Operation{
 			created, op(history.Disable, 30, 40, at(6)), op(history.Read, 50, 60, at(5), run(2), shows("enabled", 0)),
 		}},

@@ -55,8 +55,11 @@ func place(ops []Operation) []placed {
 			}
 			p.to, p.older = end+2, unknown[o.Kind]
 			unknown[o.Kind]++
-		case o.class() == read && !o.Fresh:
+		case o.class() == read:
 			p.from, p.to = whileNewest(ops, o)
+			if o.Fresh {
+				break
+			}
 			if i, others := reads[o.Index]; others {
 				first := &all[i]
 				first.from, first.to = min(first.from, p.from), min(first.to, p.to)
@@ -76,7 +79,8 @@ func place(ops []Operation) []placed {
 }
 
 // whileNewest is when a read would have been made if its copy had been the newest: before the first
-// return of anything of a later index. An answer of no known index that may be later gives it more room.
+// return of anything of a later index. An answer of no known index that may be later gives it more room,
+// unless the read is fresh, and has all that returned before.
 func whileNewest(ops []Operation, r Operation) (from, to int64) {
 	var began int64 // the last of what the read has
 	before := int64(math.MaxInt64)
@@ -91,7 +95,7 @@ func whileNewest(ops []Operation, r Operation) (from, to int64) {
 	}
 	from, to = min(r.Call, before), min(r.Return, before)
 	for _, o := range ops {
-		if o.class() == command && (o.Outcome == OK || o.byState()) && o.Index == 0 && o.Return >= began {
+		if !r.Fresh && o.class() == command && (o.Outcome == OK || o.byState()) && o.Index == 0 && o.Return >= began {
 			from = min(from, o.Return)
 		}
 	}
