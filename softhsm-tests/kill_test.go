@@ -180,7 +180,8 @@ func everyObjectIsKnown(t *testing.T, n *node) {
 	}
 	var label string
 	warnings := statusOf(t, n).Warnings
-	for line := range strings.Lines(n.softHSM("pkcs11-tool", "--module", softHSMModule, "--token-label", "kekd", "--login", "--pin", "env:PIN", "--list-objects", "--type", "secrkey")) {
+	uri, _, _ := strings.Cut(n.Token, "?")
+	for line := range strings.Lines(n.softHSM("pkcs11-tool", "--module", softHSMModule, "--token-label", strings.TrimPrefix(uri, "pkcs11:token="), "--login", "--pin", "env:PIN", "--list-objects", "--type", "secrkey")) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		value = strings.TrimSpace(value)
 		switch {

@@ -94,9 +94,10 @@ func (t *openedToken) find(ctx context.Context, c hsmConfig, repaired func(softh
 	})
 }
 
-// repairTimeout is how long a repair waits for processes that have the token open. Where there
-// are some, it is left to their brackets.
-const repairTimeout = 2 * time.Second
+// repairTimeout is how long a repair waits for processes that have the token open: those of a daemon that
+// was killed are just ending. Those of the region's other nodes are not, and it is left to their brackets
+// then.
+const repairTimeout = 500 * time.Millisecond
 
 // repair puts the embedded token's directory right, before any worker has it open.
 func repair(ctx context.Context, c hsmConfig, repaired func(softhsm.Report)) error {
