@@ -26,8 +26,12 @@ func (n *Node) renewLease(ctx context.Context, from hierarchy.NodeID, m *peerpb.
 		return nil, status.Error(codes.PermissionDenied, "a node renews its own lease only")
 	}
 	s := n.State()
-	if _, member := s.Node(from); !member {
+	member, ok := s.Node(from)
+	switch {
+	case !ok:
 		return nil, status.Error(codes.PermissionDenied, "this node is not a member of the cluster")
+	case string(member.Incarnation[:]) != string(m.GetIncarnation()):
+		return nil, status.Error(codes.FailedPrecondition, "this run of the node's process is not registered")
 	}
 	if m.GetEpoch() != s.Epoch() {
 		return nil, status.Errorf(codes.FailedPrecondition, "the epoch is %d, not %d", s.Epoch(), m.GetEpoch())

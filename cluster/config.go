@@ -28,6 +28,14 @@ type Config struct {
 	// TokenHealthy tells whether this node's token answers, so that it may be asked to mint; nil: it has none.
 	// It must be quick.
 	TokenHealthy func() bool
+	// Healthy says why this node must not serve: its lease is not renewed then. Nil: it always may. It must be
+	// quick.
+	Healthy func() error
+	// Drained returns when whoever began to act on a state that this node had before the call is done. Nil: there
+	// is nobody.
+	Drained func(ctx context.Context) error
+	// Marks keeps this node's mark; nil: it has none.
+	Marks Marks
 	// Clock measures leases, and time between wall clocks; lease.AgeClock if nil.
 	Clock lease.Clock
 	// Wall is the wall clock; time.Now if nil.

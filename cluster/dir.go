@@ -19,7 +19,8 @@ import (
 //
 //	lock              held by the process that uses the directory, for as long as it lives
 //	raft/node.json    which node of which cluster this is
-//	raft/introduced.json  of a node that joined: who the members were then
+//	raft/introduced.json  who the members are, for a start
+//	raft/run.json     the last run of the process
 //	raft/log.db       the log
 //	raft/stable.db    term and vote
 //	raft/snapshots/
@@ -91,6 +92,24 @@ func writeIdentity(dir string, id identity) error {
 	}
 	_, err = f.Write(append(b, '\n'))
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// replaceFile leaves the old content or the new one, whole, and is durable when it returns.
+func replaceFile(path string, content []byte) error {
+	dir, name := filepath.Split(path)
+	f, err := os.CreateTemp(dir, name+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
 }
 
 // syncDir makes what was created in or renamed into a directory durable.

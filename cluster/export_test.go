@@ -58,6 +58,10 @@ func (a answers) TransferLeadership(ctx context.Context, m *peerpb.TransferLeade
 	return &peerpb.TransferLeadershipResponse{ErrorCode: code, ErrorMessage: text}, nil
 }
 
+func (a answers) AwaitFence(ctx context.Context, m *peerpb.AwaitFenceRequest) (*peerpb.AwaitFenceResponse, error) {
+	return a.n.awaitFence(ctx, m.GetIndex())
+}
+
 // JoinAs is the call of who has a certificate with this name.
 func (n *Node) JoinAs(ctx context.Context, certified string, m *peerpb.JoinRequest) *peerpb.JoinResponse {
 	return n.join(ctx, certified, m)

@@ -71,6 +71,8 @@ func (g *guardedLog) DeleteRange(from, to uint64) error {
 type guardedStable struct {
 	inner raft.StableStore
 	fail  *failure
+	// marked is called with a new term once it is on disk, and before raft goes on.
+	marked func(term uint64) error
 }
 
 // must lets "not found" pass, which raft knows by its text.
@@ -96,8 +98,18 @@ func (g *guardedStable) Get(key []byte) ([]byte, error) {
 }
 
 func (g *guardedStable) SetUint64(key []byte, value uint64) error {
-	defer g.fail.watched(theStable, "write "+string(key))()
-	return g.must("write "+string(key), g.inner.SetUint64(key, value))
+	end := g.fail.watched(theStable, "write "+string(key))
+	err := g.must("write "+string(key), g.inner.SetUint64(key, value))
+	end()
+	if err != nil {
+		return err
+	}
+	if string(key) == keyCurrentTerm {
+		if err := g.marked(value); err != nil {
+			g.fail.failForGood(err)
+		}
+	}
+	return nil
 }
 
 func (g *guardedStable) GetUint64(key []byte) (uint64, error) {

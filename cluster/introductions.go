@@ -80,19 +80,7 @@ func writeIntroductions(dir string, is introductions) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, introducedFile+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, introducedFile)); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return replaceFile(filepath.Join(dir, introducedFile), append(b, '\n'))
 }
 
 // remember keeps on disk who the members are.

@@ -135,6 +135,14 @@ func (m *many) stop(name string) {
 	}
 }
 
+// remove takes a file out of a stopped node's directory.
+func (m *many) remove(name string, path ...string) {
+	m.t.Helper()
+	if err := os.Remove(filepath.Join(append([]string{m.nodes[name].cfg.Dir}, path...)...)); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
 // invite has a running node invite another.
 func (m *many) invite(by, name, region string, role commandpb.RegionRole, voter bool) *peer.JoinToken {
 	m.t.Helper()

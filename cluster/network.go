@@ -141,6 +141,10 @@ func (p *peerService) TransferLeadership(ctx context.Context, m *peerpb.Transfer
 	return &peerpb.TransferLeadershipResponse{ErrorCode: code, ErrorMessage: text}, nil
 }
 
+func (p *peerService) AwaitFence(ctx context.Context, m *peerpb.AwaitFenceRequest) (*peerpb.AwaitFenceResponse, error) {
+	return p.n.awaitFence(ctx, m.GetIndex())
+}
+
 func (p *peerService) Join(ctx context.Context, m *peerpb.JoinRequest) (*peerpb.JoinResponse, error) {
 	from, _ := peer.FromContext(ctx)
 	return p.n.join(ctx, from.Name, m), nil

@@ -37,7 +37,9 @@ type Node struct {
 	ticks     *ticks
 	roll      *roll
 	driver    driver
-	run       [16]byte // this run of the process: the incarnation
+	run       hierarchy.ID // this run of the process: its incarnation
+	dead      hierarchy.ID // the run before, if that is proved to be over
+	acked     acknowledged
 	shunned   atomic.Pointer[shunned]
 
 	leadership signal
@@ -80,12 +82,18 @@ func Open(cfg Config) (_ *Node, err error) {
 	if n.id, err = readIdentity(cfg.Dir); err != nil {
 		return nil, err
 	}
+	if err := n.thisRun(); err != nil {
+		return nil, fmt.Errorf("note that this run has begun: %w", err)
+	}
 	dir := filepath.Join(cfg.Dir, raftDir)
 	told, err := readIntroductions(dir)
 	if err != nil {
 		return nil, err
 	}
 	if n.stores, err = n.openStores(dir); err != nil {
+		return nil, err
+	}
+	if err := n.checkMark(); err != nil {
 		return nil, err
 	}
 	n.fsm = newFSM(n.id.Cluster, n.failure)
@@ -108,7 +116,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	}
 	// Raft blocks when nobody reads what it notifies, so it is read at once, whatever else goes on.
 	notify := make(chan bool, 16)
-	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure}, &guardedStable{stable, n.failure}, transport); err != nil {
+	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure}, &guardedStable{stable, n.failure, n.markTerm}, transport); err != nil {
 		return nil, fmt.Errorf("start raft in %s: %w", cfg.Dir, err)
 	}
 	n.started.Store(n.raft)
@@ -123,6 +131,7 @@ func Open(cfg Config) (_ *Node, err error) {
 		n.running.Go(func() { n.keepInTouch(ctx) })
 		n.running.Go(func() { n.remember(ctx) })
 	}
+	n.running.Go(func() { n.finishFences(ctx) })
 	if n.network != nil {
 		n.network.serve(n)
 		n.running.Go(func() { n.leaveTheOthers(ctx) })

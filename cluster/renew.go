@@ -17,9 +17,19 @@ import (
 // the call: raft answers a proposal only if the entry was committed in the term in which the leader
 // appended it, and the leader answers only once its state machine has applied it.
 func (n *Node) Renew(ctx context.Context) (uint64, error) {
+	if n.cfg.Healthy != nil {
+		if err := n.cfg.Healthy(); err != nil {
+			return 0, fmt.Errorf("this node does not ask, since it could not serve: %w", err)
+		}
+	}
 	leader, err := n.awaitLeader(ctx)
 	if err != nil {
 		return 0, err
+	}
+	if !n.registered(n.State()) {
+		if err := n.register(ctx); err != nil {
+			return 0, err
+		}
 	}
 	if leader == n.id.Node {
 		n.heard(leader, n.word(), n.cfg.Wall())

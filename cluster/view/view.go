@@ -24,6 +24,10 @@ type Node interface {
 	State() *state.State
 	// Now reads the clock that leases are measured by.
 	Now() time.Duration
+	// Incarnation is this run of the node's process.
+	Incarnation() hierarchy.ID
+	// Acknowledged is the highest log index of a closing that this run has acknowledged to a fence.
+	Acknowledged() uint64
 	// Fault says why the node takes no part in the cluster any more; nil if it does.
 	Fault() error
 }
@@ -39,6 +43,12 @@ type View struct {
 	// Now is cluster time as this node knows it.
 	Now time.Time
 }
+
+// ErrAcknowledged means that the state is from before a closing that this node has acknowledged.
+var ErrAcknowledged = errors.New("it is behind a closing that this node has acknowledged")
+
+// ErrNotRegistered means that the hierarchy knows another run of this node's process, or none yet.
+var ErrNotRegistered = errors.New("this run of the node's process is not registered with the cluster")
 
 // ErrNoMember means that the hierarchy does not know this node, or no longer does.
 var ErrNoMember = errors.New("this node is not a member of the cluster")
@@ -60,13 +70,21 @@ func New(node Node, self hierarchy.NodeID) *Replica { return &Replica{node: node
 //   - The state is held against the lease, since it may also be an older one: a snapshot that comes
 //     late takes the state machine back.
 //   - The clock after both: the process may be stopped between two reads, and that time counts.
+//   - What this run has acknowledged to fences after the state, which may be one that a late snapshot has
+//     brought back.
 //   - The failure last, so that nothing is granted by a look that ends after it.
 func (r *Replica) Look() View {
 	l, s, now := read(r.node)
 	v := View{State: s, Now: r.time.at(s.Stamp(), now)}
 	v.Age, v.Fault = l.Age(now, s.Index())
-	if _, member := s.Node(r.self); v.Fault == nil && !member {
+	switch member, ok := s.Node(r.self); {
+	case v.Fault != nil:
+	case s.Index() < r.node.Acknowledged():
+		v.Fault = ErrAcknowledged
+	case !ok:
 		v.Fault = ErrNoMember
+	case member.Incarnation != r.node.Incarnation():
+		v.Fault = ErrNotRegistered
 	}
 	if err := r.node.Fault(); err != nil {
 		v.Fault = err

@@ -55,6 +55,8 @@ type world struct {
 	lease     lease.Lease
 	asked     lease.Lease // a renewal under way; without an index: its tick is not proposed yet
 	fault     error
+	acked     uint64       // the index of a closing that was acknowledged
+	run       hierarchy.ID // zero: the one that is registered
 
 	restored bool       // its state machine went back
 	script   [][]string // what happens before each read to come
@@ -108,6 +110,11 @@ func (w *world) Lease() lease.Lease  { w.happen(); return w.lease }
 func (w *world) State() *state.State { w.happen(); return states[w.applied] }
 func (w *world) Now() time.Duration  { w.happen(); return w.now }
 func (w *world) Fault() error        { return w.fault }
+
+func (w *world) Acknowledged() uint64 { return w.acked }
+
+// Incarnation is the one that the states have: none.
+func (w *world) Incarnation() hierarchy.ID { return w.run }
 
 // Whatever happens between the reads of a look, what it grants is safe, and it refuses nothing that
 // could be granted.
@@ -170,6 +177,27 @@ func TestLookOfAFailedNode(t *testing.T) {
 	w.fault = errors.New("input/output error")
 	if v := r.Look(); v.Fault != w.fault {
 		t.Fatalf("got fault %v", v.Fault)
+	}
+}
+
+// What was acknowledged to a fence is never served from before it again, though the lease would allow it.
+func TestLookBehindAnAcknowledgement(t *testing.T) {
+	w := newWorld()
+	w.acked = 2
+	if v := view.New(w, self).Look(); v.Fault != nil {
+		t.Fatalf("at the closing: %v", v.Fault)
+	}
+	w.acked = 3
+	if v := view.New(w, self).Look(); !errors.Is(v.Fault, view.ErrAcknowledged) {
+		t.Fatalf("before the closing: fault %v", v.Fault)
+	}
+}
+
+func TestLookOfAnotherRun(t *testing.T) {
+	w := newWorld()
+	w.run = hierarchy.ID{7}
+	if v := view.New(w, self).Look(); !errors.Is(v.Fault, view.ErrNotRegistered) {
+		t.Fatalf("a run that is not registered: fault %v", v.Fault)
 	}
 }
 

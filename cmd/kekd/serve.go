@@ -15,6 +15,7 @@ import (
 	"github.com/kekd/kekd/cluster"
 	"github.com/kekd/kekd/cluster/view"
 	"github.com/kekd/kekd/hierarchy/audit"
+	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hsm/worker"
@@ -55,6 +56,7 @@ type node struct {
 	health  *health      // of the token; nil: a witness
 	signer  crypto.Signer
 	raft    *cluster.Node
+	hot     atomic.Pointer[custody.Custody] // who serves, once somebody is
 	view    *view.Replica
 	room    room // of the token
 

@@ -83,6 +83,7 @@ func (n *node) custody() socketapi.Custody {
 	}
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
 		n.replica(), doubting{n.token, n.reconciler.Doubt}, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
+	n.hot.Store(hot)
 	n.running.started("the count of refusals", stopRefusals, n.recordRefusals(hot))
 	return hot
 }

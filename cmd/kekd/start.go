@@ -92,6 +92,12 @@ func (n *node) openRaft() (err error) {
 	if n.health != nil {
 		cfg.TokenHealthy = n.health.ok
 	}
+	cfg.Drained = func(ctx context.Context) error {
+		if hot := n.hot.Load(); hot != nil {
+			return hot.Drained(ctx)
+		}
+		return nil // nobody is served yet
+	}
 	if n.raft, err = cluster.Open(cfg); err != nil {
 		return err
 	}

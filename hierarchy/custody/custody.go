@@ -52,6 +52,26 @@ type Custody struct {
 	now     func() time.Time // for the records; decides nothing
 
 	refusals quota.Refusals // those without a record of their own
+
+	// looks is held for reading from a last look until what it lets pass is decided.
+	looks sync.RWMutex
+}
+
+// Drained returns when every last look that began before the call is over. Looks that begin later see the
+// state of then, or a later one. It waits for no disk and no token.
+func (c *Custody) Drained(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		c.looks.Lock()
+		close(done) // to have held it is all that counts
+		c.looks.Unlock()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // New joins the parts.

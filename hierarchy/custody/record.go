@@ -119,17 +119,7 @@ func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []i
 // nothing that blocks follows that one.
 func (c *Custody) withhold(ctx context.Context, before View, who hierarchy.Principal, items []item) {
 	for {
-		last := c.replica.View()
-		var records []audit.Record
-		for i := range items {
-			it := &items[i]
-			if it.err != nil {
-				continue
-			}
-			if it.err = recheck(before, last, who, it); it.err != nil {
-				records = append(records, c.withheldRecord(who, it))
-			}
-		}
+		last, records := c.lastLook(before, who, items)
 		if len(records) == 0 {
 			return
 		}
@@ -139,6 +129,24 @@ func (c *Custody) withhold(ctx context.Context, before View, who hierarchy.Princ
 		}
 		before = last
 	}
+}
+
+// lastLook decides once more, and gives the records of what it forbids. What acknowledges a closing waits until
+// looks that began before it are over: see [Custody.Drained].
+func (c *Custody) lastLook(before View, who hierarchy.Principal, items []item) (last View, records []audit.Record) {
+	c.looks.RLock()
+	defer c.looks.RUnlock()
+	last = c.replica.View()
+	for i := range items {
+		it := &items[i]
+		if it.err != nil {
+			continue
+		}
+		if it.err = recheck(before, last, who, it); it.err != nil {
+			records = append(records, c.withheldRecord(who, it))
+		}
+	}
+	return last, records
 }
 
 func (c *Custody) withheldRecord(who hierarchy.Principal, it *item) audit.Record {

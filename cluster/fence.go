@@ -1,0 +1,272 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kekd/kekd/cluster/lease"
+	"github.com/kekd/kekd/cluster/peerpb"
+	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
+)
+
+// How says how a node came to be no danger to a fence.
+type How string
+
+const (
+	// Acknowledged means that the node has applied the closing, and has nothing in flight from before.
+	Acknowledged How = "acknowledged"
+	// LeaseExpired means that whatever lease it had has run out.
+	LeaseExpired How = "lease-expired"
+)
+
+// FencedNode is one of those that a fence waited for.
+type FencedNode struct {
+	Node hierarchy.NodeID
+	How  How
+}
+
+// FenceReport is what became of a fence.
+type FenceReport struct {
+	Index uint64 // of the closing
+	// Fenced means that no node can act on a state from before the closing, and that a majority of the voters
+	// holds it outside of its disk as well.
+	Fenced  bool
+	Elapsed time.Duration
+	Nodes   []FencedNode // those that are known to be no danger, sorted
+	Waiting []hierarchy.NodeID
+}
+
+const (
+	// fenceCall is how long one request for an acknowledgement may take before it is sent anew.
+	fenceCall = 2 * time.Second
+	// fenceAgain is how soon a node that did not answer is asked again.
+	fenceAgain = 20 * time.Millisecond
+)
+
+// Fence waits until no node can act any more on a state from before the closing at an index that this node has
+// applied, and records that. Any node may wait, also several at once, and for a closing that another node has proposed.
+//
+// Everybody who could hold a lease at the closing, as the state said there and then, has acknowledged it by his
+// incarnation, or his lease must have run out: [lease.Expiry] on this node's age clock since this node has seen
+// the closing committed. Raft's own configuration does not matter for that.
+//
+// When ctx ends first, the report says who is still waited for, and the error is [hierarchy.ErrOutcomeUnknown].
+func (n *Node) Fence(ctx context.Context, index uint64) (FenceReport, error) {
+	s := n.State()
+	if s.Index() < index {
+		return FenceReport{Index: index}, fmt.Errorf("%w: this node is at index %d, before %d", hierarchy.ErrStale, s.Index(), index)
+	}
+	// The clock after the state: this process may be stopped in between, and the closing is committed only now.
+	observed := n.cfg.Clock.Now()
+	f, pending := s.Fence(index)
+	if !pending {
+		return FenceReport{Index: index, Fenced: true}, nil // it is recorded as complete, or closed nothing
+	}
+	w := newFenceWait(n, f, observed)
+	report, err := w.wait(ctx)
+	if err != nil {
+		return report, err
+	}
+	// Another node, and the leader, would wait again without this. It is of no consequence for who asked.
+	go n.recordFence(index)
+	return report, nil
+}
+
+func (n *Node) recordFence(index uint64) {
+	ctx, cancel := context.WithTimeout(context.Background(), driveTimeout)
+	defer cancel()
+	if _, err := n.Propose(ctx, &commandpb.Command{Body: &commandpb.Command_CompleteFence{CompleteFence: &commandpb.CompleteFence{Index: index}}}); err != nil {
+		n.cfg.Logger.Debug("a fence that is complete is not recorded; the leader waits for it again", "index", index, "error", err)
+	}
+}
+
+// fenceWait is one wait for one fence.
+type fenceWait struct {
+	n        *Node
+	fence    *state.Fence
+	observed time.Duration
+
+	mu      sync.Mutex
+	done    map[state.Holder]How
+	held    map[hierarchy.NodeID]bool // voters that hold the closing outside of their disk
+	changed chan struct{}
+}
+
+func newFenceWait(n *Node, f *state.Fence, observed time.Duration) *fenceWait {
+	return &fenceWait{n: n, fence: f, observed: observed, done: map[state.Holder]How{}, held: map[hierarchy.NodeID]bool{}, changed: make(chan struct{}, 1)}
+}
+
+func (w *fenceWait) wait(ctx context.Context) (FenceReport, error) {
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	for _, id := range w.asked() {
+		go w.ask(asking, id)
+	}
+	expiry := lease.Expiry(w.fence.Wait)
+	tick := time.NewTicker(fenceAgain)
+	defer tick.Stop()
+	for {
+		// By reading the clock: a timer that fires early, or a process that was stopped, must not count.
+		if elapsed := w.n.cfg.Clock.Now() - w.observed; elapsed >= expiry {
+			w.expire()
+		}
+		if w.complete() {
+			return w.report(true), nil
+		}
+		select {
+		case <-w.changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			r := w.report(false)
+			return r, fmt.Errorf("%w: it took effect, at index %d, and %s: %w", hierarchy.ErrOutcomeUnknown, w.fence.Index, w.lacking(r), ctx.Err())
+		case <-w.n.failure.done:
+			return w.report(false), fmt.Errorf("%w: it took effect, at index %d: %w", hierarchy.ErrOutcomeUnknown, w.fence.Index, w.n.Fault())
+		}
+	}
+}
+
+// asked are the holders' nodes, and the voters, who may hold no lease.
+func (w *fenceWait) asked() (ids []hierarchy.NodeID) {
+	add := func(id hierarchy.NodeID) {
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	for _, h := range w.fence.Holders {
+		add(h.Node)
+	}
+	votes, _ := w.n.votes()
+	for id, votes := range votes {
+		if votes {
+			add(id)
+		}
+	}
+	return ids
+}
+
+// ask asks a node until it has acknowledged all that can be had of it.
+func (w *fenceWait) ask(ctx context.Context, id hierarchy.NodeID) {
+	for ctx.Err() == nil {
+		call, cancel := context.WithTimeout(ctx, fenceCall)
+		a, err := w.n.awaitFenceAt(call, id, w.fence.Index)
+		cancel()
+		if err == nil && w.acknowledged(id, a) {
+			return
+		}
+		select {
+		case <-time.After(fenceAgain):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// acknowledged takes an answer, and tells whether there is nothing more to ask for. An answer counts for the
+// incarnation that gives it and for no other of the same node.
+func (w *fenceWait) acknowledged(id hierarchy.NodeID, a *peerpb.AwaitFenceResponse) bool {
+	incarnation, err := hierarchy.IDFromBytes(a.GetIncarnation())
+	if err != nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.done[state.Holder{Node: id, Incarnation: incarnation}] = Acknowledged
+	if a.GetHeld() {
+		w.held[id] = true
+	}
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+	return a.GetHeld()
+}
+
+// expire counts all leases as run out.
+func (w *fenceWait) expire() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.fence.Holders {
+		if _, ok := w.done[h]; !ok {
+			w.done[h] = LeaseExpired
+		}
+	}
+}
+
+func (w *fenceWait) complete() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.fence.Holders {
+		if _, ok := w.done[h]; !ok {
+			return false
+		}
+	}
+	return w.majority()
+}
+
+// majority tells whether a majority of raft's voters holds the closing. w.mu is held.
+func (w *fenceWait) majority() bool {
+	votes, known := w.n.votes()
+	if !known {
+		return false
+	}
+	voters, held := 0, 0
+	for id, votes := range votes {
+		if votes {
+			voters++
+			if w.held[id] {
+				held++
+			}
+		}
+	}
+	return 2*held > voters
+}
+
+func (w *fenceWait) report(fenced bool) FenceReport {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := FenceReport{Index: w.fence.Index, Fenced: fenced, Elapsed: w.n.cfg.Clock.Now() - w.observed}
+	for _, h := range w.fence.Holders {
+		how, ok := w.done[h]
+		switch i := slices.IndexFunc(r.Nodes, func(f FencedNode) bool { return f.Node == h.Node }); {
+		case !ok:
+			if !slices.Contains(r.Waiting, h.Node) {
+				r.Waiting = append(r.Waiting, h.Node)
+			}
+		case i < 0:
+			r.Nodes = append(r.Nodes, FencedNode{h.Node, how})
+		case how == LeaseExpired: // one run of the node acknowledged, an earlier one was waited out
+			r.Nodes[i].How = how
+		}
+	}
+	return r
+}
+
+func (w *fenceWait) lacking(r FenceReport) string {
+	if len(r.Waiting) == 0 {
+		return "no majority of the voters has acknowledged it"
+	}
+	names := make([]string, len(r.Waiting))
+	for i, id := range r.Waiting {
+		names[i] = w.n.name(id)
+	}
+	return fmt.Sprintf("node %v may still serve from the state before it, until its lease runs out", names)
+}
+
+// awaitFenceAt asks a node, which may be this one.
+func (n *Node) awaitFenceAt(ctx context.Context, id hierarchy.NodeID, index uint64) (*peerpb.AwaitFenceResponse, error) {
+	if id == n.id.Node {
+		return n.awaitFence(ctx, index)
+	}
+	if n.calls == nil {
+		return nil, fmt.Errorf("%w: no way to node %s", hierarchy.ErrStale, id)
+	}
+	client, err := n.calls.Peer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return client.AwaitFence(ctx, &peerpb.AwaitFenceRequest{Index: index})
+}
