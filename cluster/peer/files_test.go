@@ -197,7 +197,7 @@ func TestConnectionsEndWithTheCertificate(t *testing.T) {
 	ca := authority(t)
 	_, a := config(t, ca, "a")
 	_, b := config(t, ca, "b")
-	reissue(t, ca, a.cfg.Files, validFor("a", -time.Hour, 2*time.Second))
+	reissue(t, ca, a.cfg.Files, validFor("a", -time.Hour, 3*time.Second))
 	introduce(a.open(t), b.open(t))
 	b.serve(t)
 	if err := a.call(t, b.id); err != nil {

@@ -2,6 +2,8 @@ package peer_test
 
 import (
 	"errors"
+	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -171,6 +173,35 @@ func TestRefusedPeersLearnWhy(t *testing.T) {
 			checkRefused(t, "the acceptor", b, a.id, c.met != nil, c.met)
 			eventually(t, "no connection is left", func() bool { return a.Conns()+b.Conns()+b.Waiting() == 0 })
 		})
+	}
+}
+
+// A member cannot pass for another by saying so: the certificate has its own name.
+func TestCertificateOfAnotherMember(t *testing.T) {
+	t.Parallel()
+	nodes := openNodes(t, authority(t), "a", "b", "c")
+	a, b, c := nodes[0], nodes[1], nodes[2]
+	joining := peer.Self{Cluster: ourCluster, Name: "node-d"}
+	for name, hello := range map[string][]byte{
+		"ID and name of a":                peer.HelloOf(a.cfg.Self, peer.Epoch{}, peer.Raft),
+		"ID of a":                         peer.HelloOf(peer.Self{Cluster: ourCluster, Node: a.id, Name: "c"}, peer.Epoch{}, peer.Raft),
+		"name of a":                       peer.HelloOf(peer.Self{Cluster: ourCluster, Node: c.id, Name: "a"}, peer.Epoch{}, peer.Calls),
+		"a name that nobody has, to join": peer.HelloOf(joining, peer.Epoch{}, peer.Join),
+	} {
+		raw, err := net.Dial("tcp", b.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		tc := asNode(t, c, raw, "kekd-peer/1")
+		tc.Write(hello)
+		answer := make([]byte, 6)
+		if _, err := io.ReadFull(tc, answer); err != nil || answer[5] != 5 { // another name
+			t.Errorf("%s: answered %x, %v", name, answer, err)
+		}
+		if n := b.Conns(); n != 0 {
+			t.Errorf("%s: it is let in", name)
+		}
 	}
 }
 
