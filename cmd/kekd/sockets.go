@@ -79,7 +79,7 @@ func (n *node) listen() (err error) {
 // custody is who serves data keys: nobody, where there is no token.
 func (n *node) custody() socketapi.Custody {
 	if n.token == nil {
-		return noCustody{n.self.Node}
+		return socketapi.WithoutToken{Self: n.self.NodeID, State: n.raft.State}
 	}
 	hot := custody.New(custody.Self{Cluster: n.self.ClusterID, Region: n.self.RegionID, Node: n.self.NodeID},
 		n.replica(), doubting{n.token, n.reconciler.Doubt}, n.journal, quota.NewUses(n.self.NodeID, ledger{proposer{n.raft}, n.view}), n.wraps, time.Now)
