@@ -11,7 +11,8 @@ import (
 )
 
 type doctorOut struct {
-	Checks []checkOut `json:"checks"`
+	Checks  []checkOut  `json:"checks"`
+	Orphans []orphanOut `json:"orphans"`
 }
 
 type checkOut struct {
@@ -51,7 +52,7 @@ something is missing. Before there is a node, 'kekd doctor --module' tries a tok
 }
 
 func newDoctorOut(r *kekdv1.DoctorResponse) (doctorOut, error) {
-	out := doctorOut{Checks: make([]checkOut, 0, len(r.Checks))}
+	out := doctorOut{Checks: make([]checkOut, 0, len(r.Checks)), Orphans: newOrphansOut(r.Orphans)}
 	for _, c := range r.Checks {
 		switch c.Status {
 		case "ok", "degraded", checkMissing:
@@ -72,6 +73,9 @@ func doctorTable(w io.Writer, out doctorOut) {
 		if c.Action != "" {
 			io.WriteString(w, "\t\t-> "+printable(c.Action)+"\n")
 		}
+	}
+	for _, o := range out.Orphans {
+		row(w, "orphan", o.CKAID, o.Label)
 	}
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,6 +26,7 @@ import (
 // scripts in testdata/daemon, which both have to pass.
 type fakeDaemon struct {
 	socket, adminSocket string
+	metricsSocket       string // kekd has them on the admin socket; a fake has them alone
 	servers             []*grpc.Server
 
 	mu     sync.Mutex
@@ -51,6 +54,7 @@ func startFake(t testing.TB) *fakeDaemon {
 	f := &fakeDaemon{
 		socket:        filepath.Join(dir, "k"),
 		adminSocket:   filepath.Join(dir, "a"),
+		metricsSocket: filepath.Join(dir, "m"),
 		conns:         make(map[net.Conn]struct{}),
 		faults:        make(map[string]fakeFault),
 		hanging:       make(chan struct{}, 16),
@@ -61,6 +65,7 @@ func startFake(t testing.TB) *fakeDaemon {
 	kekdv1.RegisterAdminServiceServer(admin, &fakeAdmin{h: f.fakeHierarchy})
 	f.serve(t, keys, f.socket)
 	f.serve(t, admin, f.adminSocket)
+	f.serveMetrics(t)
 	t.Cleanup(func() {
 		f.stop()
 		os.RemoveAll(dir)
@@ -80,6 +85,24 @@ func (f *fakeDaemon) serve(t testing.TB, s *grpc.Server, path string) {
 		t.Fatal(err)
 	}
 	go s.Serve(&countingListener{l, f})
+}
+
+func (f *fakeDaemon) serveMetrics(t testing.TB) {
+	l, err := net.Listen("unix", f.metricsSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		switch f.take("/metrics").kind {
+		case "fail":
+			http.Error(w, "no", http.StatusForbidden)
+		case "blank":
+			http.NotFound(w, nil)
+		default:
+			io.WriteString(w, "# TYPE kekd_unwrap_total counter\nkekd_unwrap_total 7\n")
+		}
+	}))
 }
 
 func (f *fakeDaemon) stop() {
@@ -124,7 +147,9 @@ func (f *fakeDaemon) take(fullMethod string) fakeFault {
 	defer f.mu.Unlock()
 	method := filepath.Base(fullMethod)
 	fault := f.faults[method]
-	delete(f.faults, method)
+	if fault.kind != "losing" {
+		delete(f.faults, method)
+	}
 	return fault
 }
 
@@ -163,7 +188,7 @@ func (f *fakeDaemon) unary(ctx context.Context, req any, info *grpc.UnaryServerI
 	}
 	resp, err := handler(ctx, req)
 	switch fault.kind {
-	case "lose":
+	case "lose", "losing":
 		f.cut()
 	case "blank":
 		proto.Reset(resp.(proto.Message))
@@ -184,8 +209,11 @@ func (f *fakeDaemon) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 	if err := f.before(ss.Context(), fault); err != nil {
 		return err
 	}
-	if fault.kind == "slow" {
+	switch fault.kind {
+	case "slow":
 		ss = slowStream{ss}
+	case "spoil":
+		ss = spoiledStream{ss}
 	}
 	if err := handler(srv, ss); err != nil {
 		return apierr.From(err)

@@ -8,7 +8,9 @@ import (
 
 // Doctor finds a token that lacks what some lack. `fake ail` makes the first check worse.
 func (f *fakeAdmin) Doctor(context.Context, *kekdv1.DoctorRequest) (*kekdv1.DoctorResponse, error) {
-	return &kekdv1.DoctorResponse{Checks: []*kekdv1.Check{
+	f.h.mu.Lock()
+	defer f.h.mu.Unlock()
+	return &kekdv1.DoctorResponse{Orphans: f.h.orphans(), Checks: []*kekdv1.Check{
 		{Name: "latch", Status: "ok", Meaning: "a disabled tenant's keys are switched off in the token, too"},
 		{Name: "copies", Status: "degraded", Meaning: "keys are read\nfrom the token each time", Action: "nothing"},
 		{Name: "durability", Status: "ok", Meaning: "a crash loses nothing"},

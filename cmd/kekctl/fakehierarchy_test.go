@@ -28,6 +28,8 @@ type fakeHierarchy struct {
 	used     map[string]uint64 // by limit and window
 	refused  map[string]bool   // the same
 	missed   uint64            // by the next who watches
+	members  map[string]*kekdv1.Node
+	swept    bool // there are no orphans any more
 }
 
 // fakeSealed is what the fake remembers instead of encrypting.

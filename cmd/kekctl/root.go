@@ -41,6 +41,10 @@ func (a *app) root() *cobra.Command {
 		a.serviceCommand(),
 		a.policyCommand(),
 		a.auditCommand(),
+		a.nodeCommand(),
+		a.snapshotCommand(),
+		a.orphanCommand(),
+		a.metricsCommand(),
 		a.versionCommand(),
 	)
 	root.SetArgs(a.args)

@@ -42,6 +42,7 @@ func runScripts(t *testing.T, dir string) {
 			env.Values[fakeKey{}] = f
 			env.Setenv("KEKD_SOCKET", f.socket)
 			env.Setenv("KEKD_ADMIN_SOCKET", f.adminSocket)
+			env.Setenv("METRICS_SOCKET", f.metricsSocket)
 			// Else each process of a race detector's build sleeps for a second at its end.
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			return nil
@@ -55,8 +56,10 @@ func runScripts(t *testing.T, dir string) {
 //	fake grpc METHOD CODE   refuse it in gRPC's words alone
 //	fake hang METHOD        never answer
 //	fake lose METHOD        do it, and cut the connection before the answer
+//	fake losing METHOD      lose all answers from now on
 //	fake blank METHOD       do it, and answer with nothing filled in
 //	fake short METHOD       do it, and answer with a data key that lacks a byte
+//	fake spoil SaveSnapshot send it, and flip a bit of it
 //	fake ail Doctor STATUS  do it, and answer that its first check went so
 //	fake hanging            wait for the next call that hangs
 //	fake miss               let whoever watches miss seven events
@@ -75,7 +78,7 @@ func fakeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	case !neg && len(args) == 3:
 		f.inject(args[1], fakeFault{kind: args[0], code: args[2]})
 	default:
-		ts.Fatalf("usage: fake stop|hanging|miss|fail|grpc|hang|lose|blank|short|ail METHOD [CODE]")
+		ts.Fatalf("usage: fake stop|hanging|miss|fail|grpc|hang|lose|losing|blank|short|ail METHOD [CODE]")
 	}
 }
 

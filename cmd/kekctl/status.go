@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 
@@ -44,20 +43,24 @@ type hsmOut struct {
 }
 
 func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
+	var watch bool
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "How this node and its HSM are",
 		Args:  arguments(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := read(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient) (*kekdv1.Status, error) {
-				return c.GetStatus(ctx, &kekdv1.GetStatusRequest{})
-			})
-			if err != nil {
-				return err
-			}
-			return a.print(newStatusOut(s), func(w io.Writer) { statusTable(w, s) })
-		},
 	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it anew each second, with the other members, until interrupted")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if watch {
+			return a.watchStatus(cmd)
+		}
+		s, err := a.status(cmd)
+		if err != nil {
+			return err
+		}
+		return a.print(newStatusOut(s), func(w io.Writer) { statusTable(w, s) })
+	}
+	return cmd
 }
 
 func newStatusOut(s *kekdv1.Status) statusOut {

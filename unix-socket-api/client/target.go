@@ -96,21 +96,31 @@ func (t *target) close() error {
 // Invoke and NewStream make a target a connection for the generated clients.
 
 func (t *target) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	if err := t.connect(ctx); err != nil {
-		return err
-	}
-	return t.decode(t.cc.Invoke(ctx, method, args, reply, opts...))
+	return t.connected(ctx, func() error { return t.cc.Invoke(ctx, method, args, reply, opts...) })
 }
 
-func (t *target) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	if err := t.connect(ctx); err != nil {
+func (t *target) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (s grpc.ClientStream, err error) {
+	err = t.connected(ctx, func() (err error) {
+		s, err = t.cc.NewStream(ctx, desc, method, opts...)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
-	s, err := t.cc.NewStream(ctx, desc, method, opts...)
-	if err != nil {
-		return nil, t.decode(err)
-	}
 	return &decodedStream{s, t}, nil
+}
+
+// connected calls on a connection, and on a new one where the old one was lost unnoticed just before.
+func (t *target) connected(ctx context.Context, call func() error) error {
+	for range 2 {
+		if err := t.connect(ctx); err != nil {
+			return err
+		}
+		if err := call(); !unsent(err) {
+			return apierr.FromStatus(err)
+		}
+	}
+	return unreachable(t.path, errNoConnection)
 }
 
 type decodedStream struct {
@@ -126,13 +136,18 @@ func (s *decodedStream) RecvMsg(m any) error {
 	return s.target.decode(err)
 }
 
-// decode gives the error of a call its form. Where the connection was lost just when the call began,
-// gRPC asks for another in vain, and says so in words only: no daemon has seen that call.
+// decode gives the error of a call its form.
 func (t *target) decode(err error) error {
-	if status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), errNotOffered.Error()) {
+	if unsent(err) {
 		return unreachable(t.path, errNoConnection)
 	}
 	return apierr.FromStatus(err)
+}
+
+// unsent tells of a call whose connection was lost before it began: gRPC asks for another in vain, and
+// says so in words only. No daemon has seen that call.
+func unsent(err error) bool {
+	return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), errNotOffered.Error())
 }
 
 // connect returns when there is a connection, or with an error: then nothing was sent.
