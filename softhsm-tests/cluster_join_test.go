@@ -215,6 +215,7 @@ func TestJoinAsANewRegion(t *testing.T) {
 	fresh.Name, fresh.Region, fresh.Extra = n.Name, n.Region, n.Extra
 	fresh.join(token)
 	fresh.serve()
+	caughtUp(t, []devcluster.Node{c.Nodes[0], fresh.Node})
 	l := listed(t, c.Nodes[0], "asia-1")
 	if l == nil || l.Region != "asia" || l.Role != "replica" || l.Voter || !l.Mints {
 		t.Errorf("it is listed as %v", l)
@@ -246,12 +247,14 @@ func TestJoinKilledAtRandomMoments(t *testing.T) {
 			}
 		}
 		d := n.serve()
+		caughtUp(t, []devcluster.Node{c.Nodes[0], n.Node})
 		l := listed(t, c.Nodes[0], n.Name)
 		if s := statusOf(t, n); l == nil || l.Id != s.NodeId {
 			t.Errorf("the cluster lists %v, it says that it is %s", l, s.NodeId)
 		}
 		verifyAudit(t, n)
 		d.stop()
+		caughtUp(t, c.Nodes)
 		if _, err := admin(t, c.Nodes[1]).RemoveNode(within(t, 20*time.Second), &kekdv1.RemoveNodeRequest{Name: n.Name}); err != nil {
 			t.Fatal(err)
 		}
@@ -267,6 +270,7 @@ func TestRemovedNode(t *testing.T) {
 	if _, err := admin(t, c.Nodes[0]).RemoveNode(within(t, 20*time.Second), &kekdv1.RemoveNodeRequest{Name: gone.Name}); err != nil {
 		t.Fatal(err)
 	}
+	caughtUp(t, c.Nodes[:2])
 	if l := listed(t, c.Nodes[1], gone.Name); l != nil {
 		t.Errorf("it is still listed: %v", l)
 	}
@@ -284,6 +288,7 @@ func TestRemovedNode(t *testing.T) {
 	next.inRegionOf(c.Nodes[0])
 	next.join(next.invite(c.Nodes[0], "", time.Hour))
 	next.serve()
+	caughtUp(t, []devcluster.Node{c.Nodes[0], next.Node})
 	l := listed(t, c.Nodes[0], next.Name)
 	if l == nil || l.Id == gone.ID || l.Id != statusOf(t, next).NodeId {
 		t.Errorf("under the name %s there is now %v; %s was removed", next.Name, l, gone.ID)

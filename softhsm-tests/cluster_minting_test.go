@@ -17,6 +17,7 @@ func TestMintingIsTakenOver(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, "eu=voting*3")
 	setUp(t, c.Nodes[0], "acme")
+	caughtUp(t, c.Nodes)
 	random := moments(t)
 	for round := range loops(1, 8) {
 		minter := mintingNode(t, c.Nodes[0])

@@ -97,9 +97,32 @@ func makeTenant(t *testing.T, n devcluster.Node, name string, d time.Duration) {
 	}
 }
 
+// caughtUp returns when each of some nodes has what any of them has now: a read is of the node's own copy, which
+// may be some milliseconds behind that of the node that took a command.
+func caughtUp(t *testing.T, nodes []devcluster.Node) {
+	t.Helper()
+	var newest uint64
+	admins := make([]kekdv1.AdminServiceClient, len(nodes))
+	for i, n := range nodes {
+		admins[i] = admin(t, n)
+		s, err := admins[i].GetStatus(within(t, 5*time.Second), &kekdv1.GetStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		newest = max(newest, s.AppliedIndex)
+	}
+	for i, n := range nodes {
+		eventually(t, 10*time.Second, "node "+n.Name+" has caught up", func() bool {
+			s, err := admins[i].GetStatus(within(t, 5*time.Second), &kekdv1.GetStatusRequest{})
+			return err == nil && s.AppliedIndex >= newest
+		})
+	}
+}
+
 // servesAlike has each of some nodes open what each has sealed.
 func servesAlike(t *testing.T, nodes []devcluster.Node, key string) {
 	t.Helper()
+	caughtUp(t, nodes)
 	sealed := map[string]client.Result{}
 	for _, n := range nodes {
 		var err error
@@ -140,6 +163,7 @@ func TestAnyNodeOfAClusterAnswers(t *testing.T) {
 	servesAlike(t, eu, "acme/orders")
 
 	// The keys are in one region. The others say so.
+	caughtUp(t, c.Nodes)
 	sealed, err := keys(t, eu[0]).GenerateDataKey(within(t, 10*time.Second), "acme/orders", 32, client.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -161,6 +185,7 @@ func TestAnyNodeOfAClusterAnswers(t *testing.T) {
 	leader = called(t, c, leader.Name)
 	makeTenant(t, leader, "again", 10*time.Second)
 	servesAlike(t, []devcluster.Node{eu[0], eu[1], eu[2]}, "acme/orders")
+	caughtUp(t, c.Nodes)
 	for _, n := range c.Nodes {
 		verifyAudit(t, asNode(t, n))
 		list, err := admin(t, n).ListTenants(within(t, 5*time.Second), &kekdv1.ListTenantsRequest{})
@@ -232,6 +257,7 @@ func TestAWitnessVotesAndServesNobody(t *testing.T) {
 	c := startCluster(t, "eu=voting*2", "site-w=witness")
 	setUp(t, c.Nodes[0], "acme")
 	w := called(t, c, "site-w-1")
+	caughtUp(t, c.Nodes)
 	_, err := keys(t, w).GenerateDataKey(within(t, 10*time.Second), "acme/orders", 32, client.Options{})
 	if err == nil || !strings.Contains(err.Error(), "has no HSM, and serves no keys: ask a node of region eu") {
 		t.Errorf("it says to who asks for a data key: %v", err)
@@ -264,6 +290,7 @@ func TestAWitnessVotesAndServesNobody(t *testing.T) {
 	killNode(t, c, leader)
 	makeTenant(t, w, "initech", 10*time.Second)
 	rest := others(c, leader)[0]
+	caughtUp(t, []devcluster.Node{w, rest})
 	sealed, err := keys(t, rest).GenerateDataKey(within(t, 10*time.Second), "acme/orders", 32, client.Options{})
 	if err == nil {
 		_, err = keys(t, rest).Unwrap(within(t, 10*time.Second), sealed.Envelope, client.Options{})
