@@ -86,22 +86,24 @@ func (c *devCluster) initialise(ctx context.Context, n *devNode) error {
 	return n.load()
 }
 
-// invitationTTL is far longer than a machine takes to make a node.
-const invitationTTL = time.Hour
+// invitationTTL is longer than a machine takes to make a node. Where a token was lost before it was written
+// down, its node cannot be invited again for as long.
+const invitationTTL = 5 * time.Minute
 
 // join makes a node that is not there yet. Its token is kept until it has joined: a try that was
 // interrupted goes on with the one that it has used up.
 func (c *devCluster) join(ctx context.Context, first, n *devNode) error {
 	path := filepath.Join(n.dir, "join-token")
+	var before error
 	if _, err := os.Lstat(path); err == nil {
-		if err := c.run(ctx, "join", "--config", n.configPath(), "--token-file", path); err == nil {
+		if before = c.run(ctx, "join", "--config", n.configPath(), "--token-file", path); before == nil {
 			return errors.Join(os.Remove(path), n.load())
 		}
-		// It may have run out since, or the machine was switched off before it was ever used.
+		// It may have run out since.
 	}
 	token, err := first.invite(ctx, n)
 	if err != nil {
-		return fmt.Errorf("invite node %s: %w", n.Name, err)
+		return fmt.Errorf("invite node %s: %w", n.Name, errors.Join(err, before))
 	}
 	if err := writeFileAtomic(path, []byte(token+"\n"), 0o600); err != nil {
 		return err
