@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"hsm/pkcs11":   {"hsm"},
 	"hsm/identity": {"hsm"},
 	"hsm/softhsm":  {},
+	"hsm/markfile": {"hsm"},
 	"hsm/worker":   {"hsm"},
 	"hsm/hsmtest":  {"hsm", "hsm/pkcs11"},
 

@@ -24,7 +24,8 @@ func RunMarks(t *testing.T, factory MarksFactory) {
 	}
 }
 
-var mine = hsm.MarkOwner{Cluster: cluster, Node: hierarchy.NodeID{ID: hierarchy.ID{0x0d}}}
+// MarkOwner is whose marks the suite raises.
+var MarkOwner = hsm.MarkOwner{Cluster: cluster, Node: hierarchy.NodeID{ID: hierarchy.ID{0x0d}}}
 
 func raise(t *testing.T, marks hsm.Marks, owner hsm.MarkOwner, m hsm.Mark) {
 	t.Helper()
@@ -47,7 +48,7 @@ func marked(t *testing.T, marks hsm.Marks, owner hsm.MarkOwner, want hsm.Mark) {
 
 func testMarksGrow(t *testing.T, open func() hsm.Marks) {
 	marks := open()
-	marked(t, marks, mine, hsm.Mark{})
+	marked(t, marks, MarkOwner, hsm.Mark{})
 	for _, step := range []struct{ raise, want hsm.Mark }{
 		{hsm.Mark{Term: 3}, hsm.Mark{Term: 3}},
 		{hsm.Mark{Term: 3}, hsm.Mark{Term: 3}},
@@ -58,25 +59,25 @@ func testMarksGrow(t *testing.T, open func() hsm.Marks) {
 		{hsm.Mark{}, hsm.Mark{Term: 4, LastTerm: 3, LastIndex: 7}},
 		{hsm.Mark{Term: ^uint64(0), LastTerm: ^uint64(0), LastIndex: ^uint64(0)}, hsm.Mark{Term: ^uint64(0), LastTerm: ^uint64(0), LastIndex: ^uint64(0)}},
 	} {
-		raise(t, marks, mine, step.raise)
-		marked(t, marks, mine, step.want)
+		raise(t, marks, MarkOwner, step.raise)
+		marked(t, marks, MarkOwner, step.want)
 		marks = open()
-		marked(t, marks, mine, step.want)
+		marked(t, marks, MarkOwner, step.want)
 	}
 	// The first raise of a process knows what an earlier one left.
 	marks = open()
-	raise(t, marks, mine, hsm.Mark{Term: 5})
-	marked(t, marks, mine, hsm.Mark{Term: ^uint64(0), LastTerm: ^uint64(0), LastIndex: ^uint64(0)})
+	raise(t, marks, MarkOwner, hsm.Mark{Term: 5})
+	marked(t, marks, MarkOwner, hsm.Mark{Term: ^uint64(0), LastTerm: ^uint64(0), LastIndex: ^uint64(0)})
 }
 
 func testMarksOwners(t *testing.T, open func() hsm.Marks) {
-	node, elsewhere := mine, mine
+	node, elsewhere := MarkOwner, MarkOwner
 	node.Node.ID[15]++
 	elsewhere.Cluster.ID[15]++
 	marks := open()
 	want := map[hsm.MarkOwner]hsm.Mark{}
 	for i := range uint64(3) {
-		for j, owner := range []hsm.MarkOwner{mine, node, elsewhere} {
+		for j, owner := range []hsm.MarkOwner{MarkOwner, node, elsewhere} {
 			marked(t, marks, owner, want[owner])
 			m := hsm.Mark{Term: 10*uint64(j) + i + 1, LastTerm: i + 1, LastIndex: uint64(j) + 1}
 			raise(t, marks, owner, m)
@@ -92,9 +93,9 @@ func testMarksOwners(t *testing.T, open func() hsm.Marks) {
 func testMarksMany(t *testing.T, open func() hsm.Marks) {
 	marks := open()
 	for i := range uint64(20) {
-		raise(t, marks, mine, hsm.Mark{Term: 1, LastTerm: 1, LastIndex: i + 1})
+		raise(t, marks, MarkOwner, hsm.Mark{Term: 1, LastTerm: 1, LastIndex: i + 1})
 	}
-	marked(t, open(), mine, hsm.Mark{Term: 1, LastTerm: 1, LastIndex: 20})
+	marked(t, open(), MarkOwner, hsm.Mark{Term: 1, LastTerm: 1, LastIndex: 20})
 }
 
 // testMarksTogether raises from several goroutines, each its own half now and then.
@@ -109,28 +110,28 @@ func testMarksTogether(t *testing.T, open func() hsm.Marks) {
 				if i%2 == 0 {
 					m = hsm.Mark{LastTerm: 1, LastIndex: j + 1}
 				}
-				if err := marks.RaiseMark(deadline(t), mine, m); err != nil {
+				if err := marks.RaiseMark(deadline(t), MarkOwner, m); err != nil {
 					t.Error(err)
 					return
 				}
-				if got, _, err := marks.Mark(deadline(t), mine); err != nil || !got.Covers(m) {
+				if got, _, err := marks.Mark(deadline(t), MarkOwner); err != nil || !got.Covers(m) {
 					t.Errorf("raised to {%v}, read {%v}, %v", m, got, err)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	marked(t, open(), mine, hsm.Mark{Term: n, LastTerm: 1, LastIndex: n})
+	marked(t, open(), MarkOwner, hsm.Mark{Term: n, LastTerm: 1, LastIndex: n})
 }
 
 func testMarksContext(t *testing.T, open func() hsm.Marks) {
 	marks := open()
-	if err := marks.RaiseMark(over(), mine, hsm.Mark{Term: 1}); !errors.Is(err, hsm.ErrDeadline) {
+	if err := marks.RaiseMark(over(), MarkOwner, hsm.Mark{Term: 1}); !errors.Is(err, hsm.ErrDeadline) {
 		t.Errorf("raise after the deadline: %v, want ErrDeadline", err)
 	}
-	if _, _, err := marks.Mark(over(), mine); !errors.Is(err, hsm.ErrDeadline) {
+	if _, _, err := marks.Mark(over(), MarkOwner); !errors.Is(err, hsm.ErrDeadline) {
 		t.Errorf("read after the deadline: %v, want ErrDeadline", err)
 	}
-	raise(t, marks, mine, hsm.Mark{Term: 2})
-	marked(t, marks, mine, hsm.Mark{Term: 2})
+	raise(t, marks, MarkOwner, hsm.Mark{Term: 2})
+	marked(t, marks, MarkOwner, hsm.Mark{Term: 2})
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/hsmtest"
 	kekd "github.com/kekd/kekd/hsm/pkcs11"
@@ -67,7 +66,7 @@ func TestMarksOfShapes(t *testing.T) {
 	}
 }
 
-var owner = hsm.MarkOwner{Cluster: hierarchy.ClusterID{ID: hierarchy.ID{0xc1}}, Node: hierarchy.NodeID{ID: hierarchy.ID{0x0d}}}
+var owner = hsmtest.MarkOwner
 
 func mark(term, lastTerm, lastIndex uint64) hsm.Mark {
 	return hsm.Mark{Term: term, LastTerm: lastTerm, LastIndex: lastIndex}

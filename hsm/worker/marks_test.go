@@ -9,13 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/hsmtest"
 	"github.com/kekd/kekd/hsm/worker"
 )
 
-var owner = hsm.MarkOwner{Cluster: hierarchy.ClusterID{ID: hierarchy.ID{0xc1}}, Node: hierarchy.NodeID{ID: hierarchy.ID{0x0d}}}
+var owner = hsmtest.MarkOwner
 
 func TestMarks(t *testing.T) {
 	hsmtest.RunMarks(t, func(t *testing.T) func() hsm.Marks {
