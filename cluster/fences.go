@@ -15,7 +15,7 @@ const othersFirst = time.Second
 // finishFences has the leader see to the fences and tombstones that nobody else waits for: whoever waited for one
 // may be gone, and what is pending makes later waits longer.
 func (n *Node) finishFences(ctx context.Context) {
-	under := map[uint64]context.CancelFunc{}   // by index of the closing: what this leader waits for
+	under := map[uint64]context.CancelFunc{}      // by index of the closing: what this leader waits for
 	graves := map[state.Tombstone]time.Duration{} // when this leader has first seen a tombstone
 	over := make(chan uint64)
 	timer := time.NewTicker(driveInterval)
