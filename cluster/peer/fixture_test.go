@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -136,12 +137,19 @@ func writeFile(t testing.TB, path string, b []byte, mode fs.FileMode) {
 	}
 }
 
+// loopback is an address of this machine that nobody else has: on 127.0.0.1 the port of a node that is
+// restarted may meanwhile be that of somebody's outgoing connection.
+func loopback() string {
+	id := hierarchy.NewID()
+	return fmt.Sprintf("127.%d.%d.%d:0", 64+id[0]%128, id[1], 1+id[2]%254)
+}
+
 // config is that of a node with files of its own and an empty directory.
 func config(t testing.TB, ca *devca.CA, name string) (peer.Config, *node) {
 	t.Helper()
 	n := &node{id: nodeID(name), dir: newDirectory(), log: &logBuffer{}, refused: make(chan refusal, 1000)}
 	n.cfg = peer.Config{
-		Listen:    "127.0.0.1:0",
+		Listen:    loopback(),
 		Files:     filesFor(t, ca, name),
 		Self:      peer.Self{Cluster: ourCluster, Node: n.id, Name: name},
 		Directory: n.dir,

@@ -296,6 +296,63 @@ func TestFirstMessageAfterARestart(t *testing.T) {
 	}
 }
 
+// Replication to a peer that heartbeats do not reach waits, and for no longer than there is a reason.
+func TestReplicationWaits(t *testing.T) {
+	t.Parallel()
+	ca := authority(t)
+	for name, c := range map[string]struct {
+		end  func(t *testing.T, a, b *node)
+		want error // nil: it gets through
+	}{
+		"until the peer is back": {func(t *testing.T, a, b *node) {
+			b.cfg.Listen = b.Addr().String()
+			b.open(t).take(t)
+			if err := messages["heartbeat"](a.Transport(), serverID(b.id), header(a.id)); err != nil {
+				t.Error(err)
+			}
+		}, nil},
+		"until the lead is over":   {func(_ *testing.T, a, _ *node) { a.Lead(false) }, syscall.ECONNREFUSED},
+		"until it is removed":      {func(_ *testing.T, a, b *node) { a.dir.change(func(d *directory) { delete(d.members, b.id) }) }, peer.ErrNotMember},
+		"until the port is closed": {func(t *testing.T, a, _ *node) { closePort(t, a.Port) }, peer.ErrClosed},
+	} {
+		for _, message := range []string{"AppendEntries", "InstallSnapshot"} {
+			t.Run(name+", "+message, func(t *testing.T) {
+				t.Parallel()
+				nodes := openNodes(t, ca, "a", "b")
+				a, b := nodes[0], nodes[1]
+				closePort(t, b.Port)
+				send := func() error { return messages[message](a.Transport(), serverID(b.id), header(a.id)) }
+				if err := messages["heartbeat"](a.Transport(), serverID(b.id), header(a.id)); !errors.Is(err, syscall.ECONNREFUSED) {
+					t.Fatal(err)
+				}
+				if err := send(); !errors.Is(err, syscall.ECONNREFUSED) { // it does not lead: nobody waits
+					t.Fatal(err)
+				}
+				a.Lead(true)
+				if err := messages["heartbeat"](a.Transport(), serverID(b.id), header(a.id)); err == nil {
+					t.Fatal("a peer that is away answers")
+				}
+				done := make(chan error, 1)
+				go func() { done <- send() }()
+				select {
+				case err := <-done:
+					t.Fatalf("it did not wait: %v", err)
+				case <-time.After(50 * time.Millisecond):
+				}
+				c.end(t, a, b)
+				select {
+				case err := <-done:
+					if !errors.Is(err, c.want) {
+						t.Errorf("got %v, want %v", err, c.want)
+					}
+				case <-patience(t).Done():
+					t.Error("it waits on")
+				}
+			})
+		}
+	}
+}
+
 // The kernel gives up a peer that is gone, on both ends of a connection.
 func TestDeadPeersAreNoticedByTheKernel(t *testing.T) {
 	t.Parallel()
