@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -68,6 +69,15 @@ func check(t interface {
 		t.Errorf("the smallest max_staleness is %v, want %v", got, least)
 	}
 
+	for f := range s.Fences() {
+		if found, ok := s.Fence(f.Index); !ok || found != f {
+			t.Errorf("the fence of index %d is not found", f.Index)
+		}
+		if !slices.Contains(s.FencesOf(f.Tenant), f) {
+			t.Errorf("the fence of index %d is not among those of its tenant", f.Index)
+		}
+	}
+
 	var written bytes.Buffer
 	if err := state.Write(&written, s); err != nil {
 		t.Fatalf("%v", err)
@@ -107,6 +117,9 @@ type contents struct {
 	Level    uint32
 	Removed  []state.RemovedNode
 	Invited  []state.Invitation
+	Tombs    []state.Tombstone
+	Fences   []state.Fence
+	Holders  []state.Holder
 }
 
 func dump(s *state.State) contents {
@@ -139,5 +152,12 @@ func dump(s *state.State) contents {
 		c.Services = append(c.Services, *svc)
 	}
 	c.Rules = s.Rules("")
+	for t := range s.Tombstones() {
+		c.Tombs = append(c.Tombs, *t)
+	}
+	for f := range s.Fences() {
+		c.Fences = append(c.Fences, *f)
+	}
+	c.Holders = s.Holders()
 	return c
 }

@@ -19,21 +19,42 @@ const MaxFences = 1024
 // Fences are all that are incomplete, sorted by index.
 func (s *State) Fences() iter.Seq[*Fence] { return all(s.fences, nil) }
 
-// Fence finds the one that stands for the closing at an index, which may be one of a later closing. None:
-// there was nothing to be waited for, or it is complete. A merged fence stands for all indexes that it
-// spans, also for those of others that are complete: to wait for more than there is to does no harm.
+// Fence finds the one that stands for the closing at an index. None: there was nothing to be waited for, or
+// it is complete.
+//
+// If that one was merged, what is found is the fence of a later closing, and if several span the index, one
+// that waits for all of them, since nothing tells which of them it is. It may also be found for a closing
+// that is complete: to wait for more than there is to does no harm. So who has waited for a fence is done,
+// whatever is found afterwards.
 func (s *State) Fence(index uint64) (*Fence, bool) {
 	if f, ok := s.fences.Get(indexKey(index)); ok {
 		return f, true
 	}
+	var found *Fence
 	it := s.fences.Root().Iterator()
 	it.SeekLowerBound(indexKey(index))
 	for _, f, ok := it.Next(); ok; _, f, ok = it.Next() {
 		if f.Since != 0 && f.Since <= index {
-			return f, true
+			found = both(found, f)
 		}
 	}
-	return nil, false
+	return found, found != nil
+}
+
+// both is a fence that waits for two, the first of which may be nil.
+func both(earlier, later *Fence) *Fence {
+	if earlier == nil {
+		return later
+	}
+	f := *later
+	f.Since, f.Wait, f.LoweredFrom = min(earlier.Since, later.Since), max(earlier.Wait, later.Wait), max(earlier.LoweredFrom, later.LoweredFrom)
+	if earlier.Tenant != later.Tenant {
+		f.Tenant = hierarchy.TenantID{}
+	}
+	f.Holders = slices.Concat(earlier.Holders, later.Holders)
+	slices.SortFunc(f.Holders, compareHolders)
+	f.Holders = slices.Compact(f.Holders)
+	return &f
 }
 
 // FencesOf are those that are incomplete of a tenant, and those of several tenants, sorted by index. Who

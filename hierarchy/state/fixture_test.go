@@ -177,7 +177,7 @@ func ptr[T any](v T) *T { return &v }
 func populated(t testing.TB) *machine {
 	t.Helper()
 	m := alone(t)
-	for _, c := range moreNodes() {
+	for _, c := range append(moreNodes(), leases()...) {
 		m.do(t, c)
 	}
 	return m

