@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// disturb brings one fault after the other over the cluster until ctx ends, in rounds of each once, as the
-// seed has it, and leaves it in order. What it did stands in the log of a test that fails.
+// disturb brings one fault after the other over the cluster, in rounds of each once, as the seed has it, and
+// leaves it in order. What it did stands in the output of a test that fails.
 func (a *members) disturb(ctx context.Context, random *rand.Rand) (done map[string]int) {
 	done = map[string]int{}
 	begun := time.Now()
 	var round []fault
-	for {
+	for time.Since(begun) < disturbed || len(done) < len(faults) {
 		if pause(ctx, between(random, 100, 500)); ctx.Err() != nil {
-			return done
+			break
 		}
 		if len(round) == 0 {
 			round = slices.Clone(faults)
@@ -37,6 +37,7 @@ func (a *members) disturb(ctx context.Context, random *rand.Rand) (done map[stri
 		}
 		done[f.name]++
 	}
+	return done
 }
 
 // fault is begun, and what it returns ends what healing the network does not.
