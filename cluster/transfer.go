@@ -74,9 +74,9 @@ func (n *Node) transferHere(ctx context.Context, to []byte) error {
 	}
 	s := n.State()
 	if len(to) == 0 {
-		id, ok := n.successor(s, n.roll.call())
-		if !ok {
-			return fmt.Errorf("%w: no other voter with a token can be reached", hierarchy.ErrFailedPrecondition)
+		id, err := n.awaitSuccessor(ctx)
+		if err != nil {
+			return err
 		}
 		return n.transfer(ctx, id)
 	}
@@ -92,6 +92,23 @@ func (n *Node) transferHere(ctx context.Context, to []byte) error {
 		return fmt.Errorf("%w: node %s does not vote: `kekctl node list` shows who does", hierarchy.ErrFailedPrecondition, n.name(node))
 	}
 	return n.transfer(ctx, node)
+}
+
+// awaitSuccessor gives a leader that has only just begun the time to hear of the others.
+func (n *Node) awaitSuccessor(ctx context.Context) (hierarchy.NodeID, error) {
+	for deadline := time.Now().Add(present); ; {
+		if id, ok := n.successor(n.State(), n.roll.call()); ok {
+			return id, nil
+		}
+		if time.Now().After(deadline) || !n.IsLeader() {
+			return hierarchy.NodeID{}, fmt.Errorf("%w: no other voter with a token can be reached", hierarchy.ErrFailedPrecondition)
+		}
+		select {
+		case <-time.After(askAgain):
+		case <-ctx.Done():
+			return hierarchy.NodeID{}, ctx.Err()
+		}
+	}
 }
 
 // transfer waits until raft has handed leadership to a voter, or has given it up after an election's time.
