@@ -243,7 +243,10 @@ func TestJoinKilledAtRandomMoments(t *testing.T) {
 			done = err == nil
 			if timer.Stop() && err != nil {
 				out, _ := n.run("join", "--token-file", token)
-				t.Fatalf("a join that was gone on with: %v\n%s", err, out)
+				// The one before was killed after its last step.
+				if done = strings.Contains(string(out), "is initialised already"); !done {
+					t.Fatalf("a join that was gone on with: %v\n%s", err, out)
+				}
 			}
 		}
 		d := n.serve()

@@ -188,14 +188,14 @@ func TestManyUsersLockNoServiceOut(t *testing.T) {
 	d.stop()
 }
 
-// hold connects as the attacker and keeps the connections until ctx ends.
-func hold(t *testing.T, ctx context.Context, n *node, count int) []net.Conn {
+// hold connects as the attacker and keeps the connections until the attack returns.
+func hold(t *testing.T, n *node, count int) []net.Conn {
 	t.Helper()
 	conns, err := connectMany(t.Context(), n.Socket, floodUID, count)
 	if err != nil {
 		t.Fatal(err)
 	}
-	context.AfterFunc(ctx, func() {
+	t.Cleanup(func() { // not when ctx ends: they are looked at after that, if the machine is slow
 		for _, c := range conns {
 			c.Close()
 		}
@@ -205,7 +205,7 @@ func hold(t *testing.T, ctx context.Context, n *node, count int) []net.Conn {
 
 // silentConnections are many of one user, in the hope that none is left for others.
 func silentConnections(t *testing.T, ctx context.Context, n *node) {
-	conns := hold(t, ctx, n, loops(2000, 10_000))
+	conns := hold(t, n, loops(2000, 10_000))
 	// Those over the user's limit are closed at once.
 	closed := 0
 	for _, c := range conns[len(conns)-100:] {
@@ -219,6 +219,7 @@ func silentConnections(t *testing.T, ctx context.Context, n *node) {
 	if closed != 100 {
 		t.Errorf("of the last 100 of %d connections of one user, %d were closed", len(conns), closed)
 	}
+	<-ctx.Done()
 }
 
 // preface is what an HTTP/2 client begins with (RFC 9113 section 3.4).
@@ -233,13 +234,13 @@ func frame(length uint32, kind, flags byte, stream uint32) []byte {
 var settings = frame(0, 4, 0, 0)
 
 func halfOpen(t *testing.T, ctx context.Context, n *node) {
-	for i, c := range hold(t, ctx, n, 200) {
+	for i, c := range hold(t, n, 200) {
 		_, _ = io.WriteString(c, preface[:i%len(preface)]) // some are refused for those that were there before
 	}
 }
 
 func largeFrames(t *testing.T, ctx context.Context, n *node) {
-	for _, c := range hold(t, ctx, n, 50) {
+	for _, c := range hold(t, n, 50) {
 		_, _ = c.Write([]byte(preface))
 		_, _ = c.Write(settings)
 		_, _ = c.Write(frame(1<<24-1, 0, 0, 1)) // DATA of 16 MiB, where 16 KiB were allowed
@@ -254,7 +255,7 @@ func largeFrames(t *testing.T, ctx context.Context, n *node) {
 }
 
 func noise(t *testing.T, ctx context.Context, n *node) {
-	for i, c := range hold(t, ctx, n, 100) {
+	for i, c := range hold(t, n, 100) {
 		junk := make([]byte, 4096)
 		_, _ = rand.Read(junk)
 		if i%2 == 0 { // past the preface
