@@ -150,7 +150,7 @@ var regionKeyRows = []row[RegionKey]{
 	{treatment{"wraps_reserved", "the larger"},
 		// What nodes would give back they have taken of a smaller count.
 		func(to, from *RegionKey, _ time.Time) {
-			if from.WrapsReserved > to.WrapsReserved && to.Minted {
+			if from.WrapsReserved > to.WrapsReserved {
 				to.WrapsReserved, to.Reservations = from.WrapsReserved, nil
 			}
 		}},

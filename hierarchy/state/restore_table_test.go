@@ -155,7 +155,9 @@ func (r *records) state(t *testing.T) *State {
 		d.putRule(r.Rule)
 	}
 	d.compilePolicy("s")
-	d.putUses(r.Uses)
+	if r.Uses != nil {
+		d.putUses(r.Uses)
+	}
 	if r.Removed != nil {
 		d.putRemoved(r.Removed)
 	}
@@ -179,7 +181,7 @@ func (r *records) of(s *State) *records {
 	key.Versions = nil
 	got.Key = &key
 	got.Rule, _ = s.Rule("s", someRecords().Rule.Pattern)
-	got.Uses, _ = s.Uses(r.Uses.LimitID)
+	got.Uses, _ = s.Uses(LimitID{Tenant: tableTenant, Per: policy.Hour})
 	for n := range s.RemovedNodes() {
 		got.Removed = n
 	}
@@ -194,7 +196,8 @@ type fieldCase struct {
 	want  func(*records)
 }
 
-func same(*records) {}
+func same(*records)     {}
+func noUses(r *records) { r.Uses = nil }
 
 var fieldCases = map[string][]fieldCase{
 	"Tenant.name": nil, // TestRestoreLeavesOutWhatClashes
@@ -377,6 +380,9 @@ var fieldCases = map[string][]fieldCase{
 
 	"Uses.start": {
 		{"over there", same, func(r *records) { r.Uses.Start, r.Uses.Count = r.Uses.Start.Add(-policy.Hour), 50 }, same},
+		{"over there, none here", noUses, func(r *records) { r.Uses.Start = r.Uses.Start.Add(-policy.Hour) }, same},
+		{"not begun there, none here", noUses, func(r *records) { r.Uses.Start = r.Uses.Start.Add(policy.Hour) }, same},
+		{"none here", noUses, same, func(r *records) { r.Uses = someRecords().Uses }},
 		{"not begun there", same, func(r *records) { r.Uses.Start, r.Uses.Count = r.Uses.Start.Add(policy.Hour), 50 }, same},
 		{"later there", func(r *records) { r.Uses.Start, r.Uses.Count = r.Uses.Start.Add(-policy.Hour), 50 }, same, func(r *records) {
 			r.Uses.Start, r.Uses.Count = r.Uses.Start.Add(policy.Hour), 5

@@ -222,6 +222,49 @@ func TestRestoreOfAPiece(t *testing.T) {
 	})
 }
 
+// Nobody can return seals that he reserved before the snapshot, and who did may be nobody that is known here.
+func TestRestoreTakesNoReservations(t *testing.T) {
+	m := populated(t)
+	stranger := nodeOf("stranger")
+	reserved := func(k *commandpb.Key) {
+		for _, v := range k.Versions {
+			v.Regions[0].WrapsReserved, v.Regions[0].Reservations = 1<<20, []*commandpb.Reservation{{NodeId: stranger.ID[:], Count: 5}}
+		}
+	}
+	// A version that is here, some that are not, and one that is not minted here.
+	m.do(t, restoreRecords(keyRecord("acme", "orders", 2, 4, reserved), keyRecord("acme", "mail", 1, 2, reserved), keyRecord("acme", "fresh", 1, 1, reserved)))
+	for _, key := range []string{"orders", "mail", "fresh"} {
+		k, _ := m.s.KeyByName(tenantID("acme"), key)
+		for _, v := range k.Versions {
+			if key == "orders" && v.Number == 1 {
+				continue
+			}
+			if r := v.Regions[0]; r.WrapsReserved != 1<<20 || len(r.Reservations) > 0 {
+				t.Errorf("%s@%d: %d seals are reserved, by %v", key, v.Number, r.WrapsReserved, r.Reservations)
+			}
+		}
+	}
+	check(t, m.s)
+}
+
+// One region had minted there, another one has here. Both together would be minted everywhere and still
+// pre-active, for ever.
+func TestRestoreLeavesMintingToTheLiving(t *testing.T) {
+	from := twoRegions(t)
+	lost := &machine{from.s, from.stamp}
+	lost.do(t, mintedIn(secondRegion, 1, 1))
+	m := &machine{from.s, from.stamp}
+	m.do(t, mintedIn(regionID, 1, 1))
+	m.restore(t, lost.s, roomy)
+	wantState(t, m, 1, hierarchy.PreActive)
+	if r, _ := version(t, m, "acme", "orders", 1).Region(secondRegion); r.Minted {
+		t.Errorf("what was recorded there is taken: %+v", r)
+	}
+	check(t, m.s)
+	m.do(t, mintedIn(secondRegion, 1, 1))
+	wantState(t, m, 1, hierarchy.Active)
+}
+
 // Each clash is named, and keeps nothing else from being closed.
 func TestRestoreLeavesOutWhatClashes(t *testing.T) {
 	m := populated(t)
