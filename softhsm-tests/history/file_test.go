@@ -106,10 +106,12 @@ func FuzzLoad(f *testing.F) {
 		`{"kind":"wrap","tenant":"acme","call":1,"return":2,"outcome":"refused","code":"TENANT_DISABLED"}` + "\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		h, err := history.Load(strings.NewReader(text))
-		if err != nil || len(h.Operations) > 20 {
+		if err != nil {
 			return
 		}
-		history.Judge(h)
+		if len(h.Operations) <= 8 { // a search among many that nothing orders takes exponential time
+			history.Judge(h)
+		}
 		var b bytes.Buffer
 		if err := h.Write(&b); err != nil {
 			t.Fatal(err)
