@@ -102,8 +102,9 @@ func TestChangesOfATenantOfAnotherRegion(t *testing.T) {
 func TestAnotherRegionDoesNotMint(t *testing.T) {
 	for _, role := range []hierarchy.RegionRole{hierarchy.RoleReplica, hierarchy.RoleWitness} {
 		t.Run(role.String(), func(t *testing.T) {
+			t.Parallel() // they wait
 			api, n := elsewhere(t, role)
-			ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			_, err := api.CreateKey(ctx, &kekdv1.CreateKeyRequest{Key: "acme/orders"})
 			if code(err) != "OUTCOME_UNKNOWN" || !strings.Contains(err.Error(), "not minted in eu-west") {
