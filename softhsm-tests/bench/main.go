@@ -33,6 +33,7 @@ type options struct {
 	rounds            int
 	only              string
 	tenants           int
+	dir               string
 }
 
 func main() {
@@ -46,6 +47,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name contains this")
 	flood := flag.String("flood", "", "be the flood: calls or batches, of the envelope on stdin")
 	socket := flag.String("socket", "", "whose kekd.sock to flood")
+	flag.StringVar(&o.dir, "dir", "", "with -tenants: keep what is made in this directory, and go on from what an earlier run has made there; a temporary one if empty")
 	flag.IntVar(&o.tenants, "tenants", 0, "measure instead what grows with tenants, up to so many (1,000 and more)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

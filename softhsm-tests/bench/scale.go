@@ -3,8 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -22,17 +25,28 @@ import (
 // scale measures what grows with the number of tenants: the rate of unwraps spread evenly over
 // all of them, the time from the start until the node serves, and memory.
 func scale(ctx context.Context, o options, out io.Writer) error {
-	dir, err := os.MkdirTemp("", "kekd-scale-")
-	if err != nil {
-		return err
+	dir := o.dir
+	if dir == "" {
+		temporary, err := os.MkdirTemp("", "kekd-scale-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(temporary)
+		dir = temporary
 	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "kekd")
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "tenants\tmade in\tstart to serving\tidle: daemon\tworkers\tunwraps/s\t/ 10 tenants\tafter: daemon\tworkers\t")
-	var envelopes [][]byte
 	base := 0.0
 	for _, n := range slices.Compact([]int{10, 1_000, max(1_000, o.tenants)}) {
+		size := filepath.Join(dir, strconv.Itoa(n))
+		path, kept := filepath.Join(size, "kekd"), filepath.Join(size, "envelopes.json")
+		if err := os.MkdirAll(size, 0o700); err != nil {
+			return err
+		}
+		envelopes, err := readEnvelopes(kept)
+		if err != nil {
+			return err
+		}
 		began := time.Now()
 		cluster, err := devcluster.Start(ctx, o.kekd, path)
 		if err != nil {
@@ -42,7 +56,7 @@ func scale(ctx context.Context, o options, out io.Writer) error {
 			return fmt.Errorf("%d tenants: %w", n, joinStop(err, cluster))
 		}
 		made := time.Since(began)
-		if err := cluster.Stop(); err != nil {
+		if err := errors.Join(cluster.Stop(), writeEnvelopes(kept, envelopes)); err != nil {
 			return err
 		}
 
@@ -72,6 +86,26 @@ func joinStop(err error, c *devcluster.Cluster) error {
 	return err
 }
 
+// readEnvelopes gives what an earlier run on the same directory has sealed, one for each tenant; none if there was none.
+func readEnvelopes(path string) (envelopes [][]byte, err error) {
+	kept, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return envelopes, json.Unmarshal(kept, &envelopes)
+}
+
+func writeEnvelopes(path string, envelopes [][]byte) error {
+	kept, err := json.Marshal(envelopes)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, kept, 0o600)
+}
+
 // grow makes tenants until there are n.
 func grow(ctx context.Context, n devcluster.Node, envelopes [][]byte, to int) ([][]byte, error) {
 	admin, done, err := n.Admin()
@@ -94,6 +128,9 @@ func grow(ctx context.Context, n devcluster.Node, envelopes [][]byte, to int) ([
 		}}); err != nil {
 			return nil, err
 		}
+	}
+	if len(envelopes) >= to {
+		return envelopes, nil
 	}
 	more, err := populate(ctx, admin, keys, len(envelopes), to)
 	return append(envelopes, more...), err
