@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,30 +51,34 @@ const (
 
 // Fence waits until no node can act any more on a state from before the closing at an index that this node has
 // applied, and records that. Any node may wait, also several at once, and for a closing that another node has proposed.
+func (n *Node) Fence(ctx context.Context, index uint64) (FenceReport, error) {
+	s := n.State()
+	if s.Index() < index {
+		return FenceReport{Index: index}, fmt.Errorf("%w: this node is at index %d, before %d", hierarchy.ErrStale, s.Index(), index)
+	}
+	f, pending := s.Fence(index)
+	if !pending {
+		return FenceReport{Index: index, Fenced: true}, nil // it is recorded as complete, or closed nothing
+	}
+	return n.Await(ctx, f)
+}
+
+// Await is [Node.Fence] for a fence that this node's state has, or had.
 //
 // Everybody who could hold a lease at the closing, as the state said there and then, has acknowledged it by his
 // incarnation, or his lease must have run out: [lease.Expiry] on this node's age clock since this node has seen
 // the closing committed. Raft's own configuration does not matter for that.
 //
 // When ctx ends first, the report says who is still waited for, and the error is [hierarchy.ErrOutcomeUnknown].
-func (n *Node) Fence(ctx context.Context, index uint64) (FenceReport, error) {
-	s := n.State()
-	if s.Index() < index {
-		return FenceReport{Index: index}, fmt.Errorf("%w: this node is at index %d, before %d", hierarchy.ErrStale, s.Index(), index)
-	}
+func (n *Node) Await(ctx context.Context, f *state.Fence) (FenceReport, error) {
 	// The clock after the state: this process may be stopped in between, and the closing is committed only now.
-	observed := n.cfg.Clock.Now()
-	f, pending := s.Fence(index)
-	if !pending {
-		return FenceReport{Index: index, Fenced: true}, nil // it is recorded as complete, or closed nothing
-	}
-	w := newFenceWait(n, f, observed)
+	w := newFenceWait(n, f, n.cfg.Clock.Now())
 	report, err := w.wait(ctx)
 	if err != nil {
 		return report, err
 	}
 	// Another node, and the leader, would wait again without this. It is of no consequence for who asked.
-	go n.recordFence(index)
+	go n.recordFence(f.Index)
 	return report, nil
 }
 
@@ -118,6 +123,12 @@ func (w *fenceWait) wait(ctx context.Context) (FenceReport, error) {
 		if w.complete() {
 			return w.report(true), nil
 		}
+		// A snapshot may have taken the state back to before the closing: there is no fence in that.
+		if s := w.n.State(); s.Index() >= w.fence.Index {
+			if _, pending := s.Fence(w.fence.Index); !pending {
+				return w.report(true), nil // another node has waited for it, and recorded that
+			}
+		}
 		select {
 		case <-w.changed:
 		case <-tick.C:
@@ -126,6 +137,8 @@ func (w *fenceWait) wait(ctx context.Context) (FenceReport, error) {
 			return r, fmt.Errorf("%w: it took effect, at index %d, and %s: %w", hierarchy.ErrOutcomeUnknown, w.fence.Index, w.lacking(r), ctx.Err())
 		case <-w.n.failure.done:
 			return w.report(false), fmt.Errorf("%w: it took effect, at index %d: %w", hierarchy.ErrOutcomeUnknown, w.fence.Index, w.n.Fault())
+		case <-w.n.stopped:
+			return w.report(false), fmt.Errorf("%w: it took effect, at index %d: this node is stopping", hierarchy.ErrOutcomeUnknown, w.fence.Index)
 		}
 	}
 }
@@ -247,13 +260,32 @@ func (w *fenceWait) report(fenced bool) FenceReport {
 
 func (w *fenceWait) lacking(r FenceReport) string {
 	if len(r.Waiting) == 0 {
-		return "no majority of the voters has acknowledged it"
+		return "no majority of the voters has acknowledged it: not " + w.n.names(w.lags())
 	}
-	names := make([]string, len(r.Waiting))
-	for i, id := range r.Waiting {
-		names[i] = w.n.name(id)
+	return "may still be served from the state before it, until a lease runs out, by " + w.n.names(r.Waiting)
+}
+
+// lags are the voters that have not acknowledged the closing.
+func (w *fenceWait) lags() (ids []hierarchy.NodeID) {
+	votes, _ := w.n.votes()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, votes := range votes {
+		if votes && !w.held[id] {
+			ids = append(ids, id)
+		}
 	}
-	return fmt.Sprintf("node %v may still serve from the state before it, until its lease runs out", names)
+	return ids
+}
+
+// names are for people, sorted.
+func (n *Node) names(ids []hierarchy.NodeID) string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = n.name(id)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
 }
 
 // awaitFenceAt asks a node, which may be this one.

@@ -37,6 +37,7 @@ type node struct {
 	refuse     error                                           // of a command that is not proposed
 	proposeErr func(context.Context, *commandpb.Command) error // after the command took effect
 	mintErr    error                                           // nothing is minted
+	fence      func(context.Context, *state.Fence) (socketapi.Fenced, error)
 	auditErr   func(socketapi.AdminRecord) error
 	waited     []uint32
 	changed    chan struct{} // closed at the next change of state
@@ -68,6 +69,11 @@ func (n *node) Propose(ctx context.Context, c *commandpb.Command) (state.Result,
 		}
 	}
 	return r, nil
+}
+
+// Fence is the test's own.
+func (n *node) Fence(ctx context.Context, f *state.Fence) (socketapi.Fenced, error) {
+	return n.fence(ctx, f)
 }
 
 func (n *node) apply(c *commandpb.Command) (r state.Result) {

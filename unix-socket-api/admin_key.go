@@ -99,7 +99,7 @@ func (a *adminService) SetKey(ctx context.Context, m *kekdv1.SetKeyRequest) (*ke
 		return nil, fmt.Errorf("%w: nothing to set", hierarchy.ErrInvalidArgument)
 	}
 	r := AdminRecord{Kind: "key-set", TenantName: name.Tenant, Key: name.Key, Detail: strings.Join(detail, " ")}
-	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, func(s *state.State) (*commandpb.Command, error) {
 		k, err := keyByName(s, name)
 		if err != nil {
 			return nil, err
@@ -108,7 +108,7 @@ func (a *adminService) SetKey(ctx context.Context, m *kekdv1.SetKeyRequest) (*ke
 			TenantId: k.Tenant.ID[:], KeyId: k.ID.ID[:], MinUnwrapVersion: m.MinUnwrapVersion, RotateEvery: m.RotateEvery,
 		}}}, nil
 	})
-	return answerKey(done.state, name, done.index, err)
+	return answerClosedKey(done, name, err)
 }
 
 var versionActions = map[string]commandpb.VersionAction{
@@ -128,7 +128,7 @@ func (a *adminService) SetKeyVersionState(ctx context.Context, m *kekdv1.SetKeyV
 		return nil, fmt.Errorf("%w: action %q: use suspend, resume or compromise", hierarchy.ErrInvalidArgument, m.Action)
 	}
 	r := AdminRecord{Kind: "version-" + m.Action, TenantName: name.Tenant, Key: name.Key, Version: name.Version, Reason: m.Reason}
-	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, func(s *state.State) (*commandpb.Command, error) {
 		k, err := keyByName(s, name.KeyName)
 		if err != nil {
 			return nil, err
@@ -147,7 +147,7 @@ func (a *adminService) SetKeyVersionState(ctx context.Context, m *kekdv1.SetKeyV
 		}
 		done.state = a.Hierarchy.State()
 	}
-	return answerKey(done.state, name.KeyName, done.index, err)
+	return answerClosedKey(done, name.KeyName, err)
 }
 
 func (a *adminService) ListKeys(_ context.Context, m *kekdv1.ListKeysRequest) (*kekdv1.ListKeysResponse, error) {
@@ -181,6 +181,16 @@ func answerKey(s *state.State, name hierarchy.KeyName, index uint64, err error) 
 		return nil, err
 	}
 	return keyMessage(s, name.Tenant, k, index), nil
+}
+
+// answerClosedKey says how far it is effective, too.
+func answerClosedKey(done committed, name hierarchy.KeyName, err error) (*kekdv1.Key, error) {
+	m, err := answerKey(done.state, name, done.index, err)
+	if err != nil {
+		return nil, err
+	}
+	m.Fence = done.fence
+	return m, nil
 }
 
 func keyMessage(s *state.State, tenant string, k *state.Key, index uint64) *kekdv1.Key {

@@ -31,7 +31,7 @@ func (a *adminService) AllowPolicy(ctx context.Context, m *kekdv1.AllowPolicyReq
 	}
 	rule.Limits = limitCommands(limits)
 	r := AdminRecord{Kind: "policy-allow", Service: rule.Service, Detail: ruleDetail(rule, ops, limits)}
-	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, func(*state.State) (*commandpb.Command, error) {
 		return &commandpb.Command{Body: &commandpb.Command_AllowPolicy{AllowPolicy: &commandpb.AllowPolicy{Rule: rule}}}, nil
 	})
 	if err != nil {
@@ -39,7 +39,9 @@ func (a *adminService) AllowPolicy(ctx context.Context, m *kekdv1.AllowPolicyReq
 	}
 	for _, now := range done.state.Rules(rule.Service) {
 		if now.Pattern.String() == rule.Pattern {
-			return ruleMessage(&now), nil
+			answer := ruleMessage(&now)
+			answer.Fence = done.fence
+			return answer, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: the rule was taken back meanwhile", hierarchy.ErrNotFound)
@@ -79,7 +81,7 @@ func ruleDetail(rule *commandpb.Rule, ops hierarchy.Ops, limits policy.Limits) s
 
 func (a *adminService) RevokePolicy(ctx context.Context, m *kekdv1.RevokePolicyRequest) (*kekdv1.RevokePolicyResponse, error) {
 	r := AdminRecord{Kind: "policy-revoke", Service: m.Service, Detail: m.Pattern}
-	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, func(*state.State) (*commandpb.Command, error) {
 		return &commandpb.Command{Body: &commandpb.Command_RevokePolicy{RevokePolicy: &commandpb.RevokePolicy{
 			Service: m.Service, Pattern: m.Pattern,
 		}}}, nil
@@ -87,7 +89,7 @@ func (a *adminService) RevokePolicy(ctx context.Context, m *kekdv1.RevokePolicyR
 	if err != nil {
 		return nil, err
 	}
-	return &kekdv1.RevokePolicyResponse{Index: done.index}, nil
+	return &kekdv1.RevokePolicyResponse{Index: done.index, Fence: done.fence}, nil
 }
 
 func (a *adminService) ListPolicies(_ context.Context, m *kekdv1.ListPoliciesRequest) (*kekdv1.ListPoliciesResponse, error) {

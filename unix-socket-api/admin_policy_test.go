@@ -109,7 +109,8 @@ func TestRecordsOfRulesHaveEveryField(t *testing.T) {
 	for _, m := range []protoreflect.ProtoMessage{&kekdv1.Rule{}, &kekdv1.RequiredContext{}, &kekdv1.Limit{}} {
 		d := m.ProtoReflect().Descriptor()
 		for i := range d.Fields().Len() {
-			if name := string(d.Name()) + "." + string(d.Fields().Get(i).Name()); !asked[name] {
+			// How far an answer is effective nobody asks for.
+			if name := string(d.Name()) + "." + string(d.Fields().Get(i).Name()); !asked[name] && name != "Rule.fence" {
 				t.Errorf("no test that %s is recorded", name)
 			}
 		}

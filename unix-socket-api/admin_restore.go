@@ -86,6 +86,7 @@ func (a *adminService) restore(ctx context.Context, who hierarchy.Principal, id 
 	if err != nil {
 		return nil, err
 	}
+	var closed *state.Fence
 	report := &kekdv1.RestoreSnapshotResponse{SnapshotIndex: snapshot.Index(), SnapshotTime: nanoseconds(snapshot.Stamp())}
 	for i, c := range commands {
 		a.address(c, who, partOf(id, i))
@@ -102,12 +103,19 @@ func (a *adminService) restore(ctx context.Context, who hierarchy.Principal, id 
 		}
 		report.Index = result.Index
 		report.Records += uint64(len(c.GetRestoreRecords().GetRecords()))
+		if f := a.Hierarchy.State().Awaited(c, result.Index); f != nil {
+			closed = state.Together(closed, f)
+		}
 	}
 	after := a.Hierarchy.State()
 	report.Tightened, report.TightenedCount = differences(before, after)
 	left := state.LeftOut(after, snapshot)
 	report.LeftOut, report.LeftOutCount = left[:min(len(left), maxReported)], uint64(len(left))
-	return report, nil
+	report.Fence = &kekdv1.Fence{Fenced: true, Index: report.Index}
+	if closed != nil {
+		report.Fence, err = a.fence(ctx, closed)
+	}
+	return report, err
 }
 
 // partOf is the ID of one command of a restore, the same at each try.

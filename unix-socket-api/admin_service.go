@@ -37,13 +37,13 @@ func (a *adminService) CreateService(ctx context.Context, m *kekdv1.CreateServic
 
 func (a *adminService) DeleteService(ctx context.Context, m *kekdv1.DeleteServiceRequest) (*kekdv1.DeleteServiceResponse, error) {
 	r := AdminRecord{Kind: "service-delete", Service: m.Name}
-	done, err := a.change(ctx, m.IdempotencyId, r, func(*state.State) (*commandpb.Command, error) {
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, func(*state.State) (*commandpb.Command, error) {
 		return &commandpb.Command{Body: &commandpb.Command_DeleteService{DeleteService: &commandpb.DeleteService{Name: m.Name}}}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &kekdv1.DeleteServiceResponse{Index: done.index}, nil
+	return &kekdv1.DeleteServiceResponse{Index: done.index, Fence: done.fence}, nil
 }
 
 func (a *adminService) ListServices(context.Context, *kekdv1.ListServicesRequest) (*kekdv1.ListServicesResponse, error) {

@@ -28,13 +28,15 @@ func (a *adminService) CreateTenant(ctx context.Context, m *kekdv1.CreateTenantR
 }
 
 func (a *adminService) DisableTenant(ctx context.Context, m *kekdv1.DisableTenantRequest) (*kekdv1.Tenant, error) {
-	done, err := a.setTenantState(ctx, m.IdempotencyId, "tenant-disable", m.Name, m.Reason, commandpb.TenantState_TENANT_STATE_DISABLED)
-	return a.answerTenant(done.state, m.Name, done.index, err)
+	r := AdminRecord{Kind: "tenant-disable", TenantName: m.Name, Reason: m.Reason}
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, tenantState(m.Name, m.Reason, commandpb.TenantState_TENANT_STATE_DISABLED))
+	return a.answerClosed(done, m.Name, err)
 }
 
 // EnableTenant returns when this node can use what the tenant has in its region.
 func (a *adminService) EnableTenant(ctx context.Context, m *kekdv1.EnableTenantRequest) (*kekdv1.Tenant, error) {
-	done, err := a.setTenantState(ctx, m.IdempotencyId, "tenant-enable", m.Name, m.Reason, commandpb.TenantState_TENANT_STATE_ENABLED)
+	r := AdminRecord{Kind: "tenant-enable", TenantName: m.Name, Reason: m.Reason}
+	done, err := a.change(ctx, m.IdempotencyId, r, tenantState(m.Name, m.Reason, commandpb.TenantState_TENANT_STATE_ENABLED))
 	if err != nil {
 		return nil, err
 	}
@@ -61,9 +63,8 @@ func usable(k *state.Key) (numbers []uint32) {
 	return numbers
 }
 
-func (a *adminService) setTenantState(ctx context.Context, id []byte, kind, name, reason string, to commandpb.TenantState) (committed, error) {
-	r := AdminRecord{Kind: kind, TenantName: name, Reason: reason}
-	return a.change(ctx, id, r, func(s *state.State) (*commandpb.Command, error) {
+func tenantState(name, reason string, to commandpb.TenantState) func(*state.State) (*commandpb.Command, error) {
+	return func(s *state.State) (*commandpb.Command, error) {
 		t, err := tenantByName(s, name)
 		if err != nil {
 			return nil, err
@@ -71,7 +72,7 @@ func (a *adminService) setTenantState(ctx context.Context, id []byte, kind, name
 		return &commandpb.Command{Body: &commandpb.Command_SetTenantState{SetTenantState: &commandpb.SetTenantState{
 			TenantId: t.ID.ID[:], State: to, Reason: reason,
 		}}}, nil
-	})
+	}
 }
 
 func (a *adminService) SetTenant(ctx context.Context, m *kekdv1.SetTenantRequest) (*kekdv1.Tenant, error) {
@@ -92,7 +93,7 @@ func (a *adminService) SetTenant(ctx context.Context, m *kekdv1.SetTenantRequest
 		return nil, fmt.Errorf("%w: nothing to set", hierarchy.ErrInvalidArgument)
 	}
 	r := AdminRecord{Kind: "tenant-set", TenantName: m.Name, Detail: strings.Join(details, " ")}
-	done, err := a.change(ctx, m.IdempotencyId, r, func(s *state.State) (*commandpb.Command, error) {
+	done, err := a.close(ctx, m.IdempotencyId, m.NoWait, r, func(s *state.State) (*commandpb.Command, error) {
 		t, err := tenantByName(s, m.Name)
 		if err != nil {
 			return nil, err
@@ -100,7 +101,7 @@ func (a *adminService) SetTenant(ctx context.Context, m *kekdv1.SetTenantRequest
 		set.TenantId = t.ID.ID[:]
 		return &commandpb.Command{Body: &commandpb.Command_SetTenant{SetTenant: set}}, nil
 	})
-	return a.answerTenant(done.state, m.Name, done.index, err)
+	return a.answerClosed(done, m.Name, err)
 }
 
 func (a *adminService) ListTenants(context.Context, *kekdv1.ListTenantsRequest) (*kekdv1.ListTenantsResponse, error) {
@@ -125,6 +126,16 @@ func (a *adminService) answerTenant(s *state.State, name string, index uint64, e
 		return nil, err
 	}
 	return a.tenantMessage(s, t, index), nil
+}
+
+// answerClosed says how far it is effective, too.
+func (a *adminService) answerClosed(done committed, name string, err error) (*kekdv1.Tenant, error) {
+	m, err := a.answerTenant(done.state, name, done.index, err)
+	if err != nil {
+		return nil, err
+	}
+	m.Fence = done.fence
+	return m, nil
 }
 
 func (a *adminService) tenantMessage(s *state.State, t *state.Tenant, index uint64) *kekdv1.Tenant {

@@ -3,7 +3,6 @@ package socketapi
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/state"
 	"github.com/kekd/kekd/unix-socket-api/apierr"
+	"github.com/kekd/kekd/unix-socket-api/kekdv1"
 )
 
 // recordTimeout is how long the record of an outcome may take, whatever became of the caller.
@@ -33,11 +33,14 @@ func (a *adminService) change(ctx context.Context, idempotencyID []byte, r Admin
 	}
 	done := committed{id: id}
 	err = a.recorded(ctx, id, r, func(who hierarchy.Principal, r *AdminRecord) (string, error) {
-		result, err := a.propose(ctx, who, id, build)
-		done.index = result.Index
-		if result.Replayed {
-			r.Detail = strings.TrimPrefix(fmt.Sprintf("%s; done before, at index %d", r.Detail, result.Index), "; ")
+		cmd, err := build(a.Hierarchy.State())
+		if err != nil {
+			return "", err
 		}
+		a.address(cmd, who, id)
+		result, err := a.submit(ctx, cmd)
+		done.index = result.Index
+		r.noteReplay(result)
 		return fmt.Sprintf("it took effect, at index %d", result.Index), err
 	})
 	if err != nil {
@@ -91,14 +94,12 @@ type committed struct {
 	state *state.State // has the command in it
 	index uint64
 	id    hierarchy.CommandID
+	fence *kekdv1.Fence // nil: it has closed nothing
 }
 
-func (a *adminService) propose(ctx context.Context, who hierarchy.Principal, id hierarchy.CommandID, build func(*state.State) (*commandpb.Command, error)) (state.Result, error) {
-	cmd, err := build(a.Hierarchy.State())
-	if err != nil {
-		return state.Result{}, err
-	}
-	a.address(cmd, who, id)
+// submit proposes a command. A refusal by the state machine is an error here as well, and so is that what it did once
+// was undone since.
+func (a *adminService) submit(ctx context.Context, cmd *commandpb.Command) (state.Result, error) {
 	result, err := a.Hierarchy.Propose(ctx, cmd)
 	if err == nil {
 		err = result.Err

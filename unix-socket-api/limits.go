@@ -89,15 +89,16 @@ func DefaultLimits() Limits {
 	}
 }
 
-// DefaultAdminLimits are those of admin.sock. Its calls wait for commits and for key objects,
-// so their deadlines are longer.
+// DefaultAdminLimits are those of admin.sock. Its calls wait for commits and for key objects, so their
+// deadlines are longer; and a change that closes may have to wait for leases of a tenant's max_staleness, which
+// is up to a day.
 func DefaultAdminLimits() Limits {
 	l := DefaultLimits()
 	l.Conns, l.ConnsPerUID, l.StrangerConns = 128, 64, 64
 	l.Calls, l.CallsPerUID = 128, 64
 	l.StrangerCalls, l.StrangerCallsPerUID = l.Calls, l.CallsPerUID // administrators need no service
 	l.ReservedConns, l.ReservedCalls = 4, 8
-	l.DefaultDeadline, l.MaxDeadline = 60*time.Second, 10*time.Minute
+	l.DefaultDeadline, l.MaxDeadline = 60*time.Second, 25*time.Hour
 	return l
 }
 

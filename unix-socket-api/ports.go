@@ -23,6 +23,9 @@ type Hierarchy interface {
 	Propose(ctx context.Context, c *commandpb.Command) (state.Result, error)
 	// Changed is closed when State is another one than when it was asked for.
 	Changed() <-chan struct{}
+	// Fence returns when no node can act any more on a state from before a closing. When ctx ends first,
+	// it returns what is known, and the error wraps [hierarchy.ErrOutcomeUnknown] and says what is lacking.
+	Fence(ctx context.Context, f *state.Fence) (Fenced, error)
 }
 
 // Minting tells when a key version has its objects in this node's token.

@@ -73,6 +73,7 @@ func change[T any](a *app, cmd *cobra.Command, call func(ctx context.Context, c 
 		f = &fault{exit: exitPending, code: codeOutcomeUnknown, message: fmt.Sprintf("%s: the change may have taken effect (idempotency ID %s)", f.message, id)}
 	}
 	if f.exit == exitPending {
+		f.id = id.String()
 		f.hint = strings.TrimPrefix(f.hint+"; ", "; ") + "ask again with: " + again()
 	}
 	return v, f

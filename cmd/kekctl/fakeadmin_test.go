@@ -72,40 +72,52 @@ func (f *fakeAdmin) GetTenant(_ context.Context, r *kekdv1.GetTenantRequest) (*k
 }
 
 // setTenant changes one tenant.
-func (f *fakeAdmin) setTenant(id []byte, name, kind, reason string, set func(*kekdv1.Tenant)) (*kekdv1.Tenant, error) {
+func (f *fakeAdmin) setTenant(id []byte, name, kind, reason string, set func(*kekdv1.Tenant) *kekdv1.Fence) (*kekdv1.Tenant, error) {
 	return once(f.h, id, func() (*kekdv1.Tenant, error) {
 		t, err := f.h.tenant(name)
 		if err != nil {
 			return nil, err
 		}
-		set(t)
+		fence := set(t)
 		f.h.record(kind, name, "", reason, nil)
-		return proto.CloneOf(t), nil
+		t = proto.CloneOf(t)
+		t.Fence = fence
+		return t, nil
 	})
 }
 
 func (f *fakeAdmin) DisableTenant(_ context.Context, r *kekdv1.DisableTenantRequest) (*kekdv1.Tenant, error) {
-	return f.setTenant(r.IdempotencyId, r.Name, "tenant-disable", r.Reason, func(t *kekdv1.Tenant) { t.State, t.StateReason = "disabled", r.Reason })
+	return f.setTenant(r.IdempotencyId, r.Name, "tenant-disable", r.Reason, func(t *kekdv1.Tenant) *kekdv1.Fence {
+		t.State, t.StateReason = "disabled", r.Reason
+		return f.fence(r.NoWait)
+	})
 }
 
 func (f *fakeAdmin) EnableTenant(_ context.Context, r *kekdv1.EnableTenantRequest) (*kekdv1.Tenant, error) {
-	return f.setTenant(r.IdempotencyId, r.Name, "tenant-enable", r.Reason, func(t *kekdv1.Tenant) { t.State, t.StateReason = "enabled", r.Reason })
+	return f.setTenant(r.IdempotencyId, r.Name, "tenant-enable", r.Reason, func(t *kekdv1.Tenant) *kekdv1.Fence {
+		t.State, t.StateReason = "enabled", r.Reason
+		return nil
+	})
 }
 
 func (f *fakeAdmin) SetTenant(_ context.Context, r *kekdv1.SetTenantRequest) (*kekdv1.Tenant, error) {
 	if d := time.Duration(r.GetMaxStaleness()); r.MaxStaleness != nil && (d < time.Second || d > 24*time.Hour) {
-		return nil, fmt.Errorf("%w: max_staleness %s: use 1s to 24h", hierarchy.ErrInvalidArgument, d)
+		return nil, fmt.Errorf("%w: max_staleness %s: it must be from 1s to 24h0m0s", hierarchy.ErrInvalidArgument, d)
 	}
 	if _, err := limitsOf(r.Limits.GetLimits()); err != nil {
 		return nil, err
 	}
-	return f.setTenant(r.IdempotencyId, r.Name, "tenant-set", "", func(t *kekdv1.Tenant) {
+	return f.setTenant(r.IdempotencyId, r.Name, "tenant-set", "", func(t *kekdv1.Tenant) (fence *kekdv1.Fence) {
 		if r.MaxStaleness != nil {
+			if *r.MaxStaleness < t.MaxStaleness {
+				fence = f.fence(r.NoWait)
+			}
 			t.MaxStaleness = *r.MaxStaleness
 		}
 		if r.Limits != nil {
 			t.Limits = r.Limits.Limits
 		}
+		return fence
 	})
 }
 
@@ -155,7 +167,7 @@ func (f *fakeAdmin) GetKey(_ context.Context, r *kekdv1.GetKeyRequest) (*kekdv1.
 }
 
 // setKey changes one key.
-func (f *fakeAdmin) setKey(id []byte, name, kind, reason string, set func(*kekdv1.Key) error) (*kekdv1.Key, error) {
+func (f *fakeAdmin) setKey(id []byte, name, kind, reason string, fence func() *kekdv1.Fence, set func(*kekdv1.Key) error) (*kekdv1.Key, error) {
 	return once(f.h, id, func() (*kekdv1.Key, error) {
 		n, k, err := f.h.key(name)
 		if err != nil {
@@ -165,19 +177,27 @@ func (f *fakeAdmin) setKey(id []byte, name, kind, reason string, set func(*kekdv
 			return nil, err
 		}
 		f.h.record(kind, n.Tenant, n.Key, reason, nil)
-		return proto.CloneOf(k), nil
+		k = proto.CloneOf(k)
+		if fence != nil {
+			k.Fence = fence()
+		}
+		return k, nil
 	})
 }
 
 func (f *fakeAdmin) RotateKey(_ context.Context, r *kekdv1.RotateKeyRequest) (*kekdv1.Key, error) {
-	return f.setKey(r.IdempotencyId, r.Key, "key-rotate", "", func(k *kekdv1.Key) error {
+	return f.setKey(r.IdempotencyId, r.Key, "key-rotate", "", nil, func(k *kekdv1.Key) error {
 		f.h.mint(k)
 		return nil
 	})
 }
 
 func (f *fakeAdmin) SetKey(_ context.Context, r *kekdv1.SetKeyRequest) (*kekdv1.Key, error) {
-	return f.setKey(r.IdempotencyId, r.Key, "key-set", "", func(k *kekdv1.Key) error {
+	var fence func() *kekdv1.Fence
+	if r.MinUnwrapVersion != nil {
+		fence = func() *kekdv1.Fence { return f.fence(r.NoWait) }
+	}
+	return f.setKey(r.IdempotencyId, r.Key, "key-set", "", fence, func(k *kekdv1.Key) error {
 		if r.RotateEvery != nil {
 			k.RotateEvery = *r.RotateEvery
 		}
@@ -196,7 +216,11 @@ func (f *fakeAdmin) SetKeyVersionState(_ context.Context, r *kekdv1.SetKeyVersio
 	if err != nil {
 		return nil, err
 	}
-	return f.setKey(r.IdempotencyId, name.KeyName.String(), "key-version-"+r.Action, r.Reason, func(k *kekdv1.Key) error {
+	var fence func() *kekdv1.Fence
+	if r.Action != "resume" {
+		fence = func() *kekdv1.Fence { return f.fence(r.NoWait) }
+	}
+	return f.setKey(r.IdempotencyId, name.KeyName.String(), "key-version-"+r.Action, r.Reason, fence, func(k *kekdv1.Key) error {
 		if int(name.Version) > len(k.Versions) {
 			return fmt.Errorf("version %s: %w", name, hierarchy.ErrNotFound)
 		}

@@ -56,7 +56,7 @@ func (f *fakeAdmin) DeleteService(_ context.Context, r *kekdv1.DeleteServiceRequ
 		}
 		delete(f.h.services, r.Name)
 		f.h.rules = slices.DeleteFunc(f.h.rules, func(p policy.Rule) bool { return p.Service == r.Name })
-		return &kekdv1.DeleteServiceResponse{Index: f.h.index}, nil
+		return &kekdv1.DeleteServiceResponse{Index: f.h.index, Fence: f.fence(r.NoWait)}, nil
 	})
 }
 
@@ -80,9 +80,15 @@ func (f *fakeAdmin) AllowPolicy(_ context.Context, r *kekdv1.AllowPolicyRequest)
 		if rule.Limits, err = limitsOf(r.Rule.Limits); err != nil {
 			return nil, err
 		}
+		answer := ruleProto(&rule)
+		for _, old := range f.h.rules {
+			if old.Service == rule.Service && old.Pattern == pattern && old.Ops&^rule.Ops != 0 {
+				answer.Fence = f.fence(r.NoWait)
+			}
+		}
 		f.forget(rule.Service, pattern.String())
 		f.h.rules = append(f.h.rules, rule)
-		return ruleProto(&rule), nil
+		return answer, nil
 	})
 }
 
@@ -109,7 +115,7 @@ func (f *fakeAdmin) RevokePolicy(_ context.Context, r *kekdv1.RevokePolicyReques
 		if !f.forget(r.Service, r.Pattern) {
 			return nil, fmt.Errorf("rule %s %s: %w", r.Service, r.Pattern, hierarchy.ErrNotFound)
 		}
-		return &kekdv1.RevokePolicyResponse{Index: f.h.index}, nil
+		return &kekdv1.RevokePolicyResponse{Index: f.h.index, Fence: f.fence(r.NoWait)}, nil
 	})
 }
 

@@ -42,6 +42,8 @@ type fault struct {
 	// retryAfter is how long to wait before it can succeed; 0: not known.
 	retryAfter time.Duration
 
+	// id is the idempotency ID of a change that is not known to be complete; empty: none.
+	id string
 	// uncertain tells that the daemon may have done what was asked for all the same.
 	uncertain bool
 }
@@ -90,7 +92,8 @@ func (f *fault) render(w io.Writer, asJSON bool) {
 			Message    string `json:"message"`
 			Hint       string `json:"hint"`
 			RetryAfter string `json:"retry_after,omitempty"`
-		}{f.code, f.message, f.hint, retryAfter})
+			ID         string `json:"idempotency_id,omitempty"`
+		}{f.code, f.message, f.hint, retryAfter, f.id})
 		if err == nil {
 			w.Write(line)
 		}

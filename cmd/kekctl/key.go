@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -120,9 +121,11 @@ func (a *app) keySetCommand() *cobra.Command {
 	cmd.Flags().Uint32Var(&minimum, "min-unwrap-version", 0, "the oldest `VERSION` that still unwraps")
 	cmd.Flags().Var(&every, "rotate-every", "period after which a new version is made; 0: by hand only")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		req := &kekdv1.SetKeyRequest{Key: args[0]}
+		req := &kekdv1.SetKeyRequest{Key: args[0], NoWait: noWait(cmd)}
 		if cmd.Flags().Changed("min-unwrap-version") {
 			req.MinUnwrapVersion = &minimum
+			tenant, _, _ := strings.Cut(args[0], "/")
+			a.mayWaitForFence(cmd, tenant)
 		}
 		if cmd.Flags().Changed("rotate-every") {
 			ns := int64(every)
@@ -136,7 +139,7 @@ func (a *app) keySetCommand() *cobra.Command {
 			return c.SetKey(ctx, req)
 		})
 	}
-	return changing(cmd)
+	return closing(cmd)
 }
 
 func (a *app) keyVersionCommand() *cobra.Command {
@@ -149,6 +152,7 @@ func (a *app) keyVersionCommand() *cobra.Command {
 
 func (a *app) keyVersionStateCommand(action, short string) *cobra.Command {
 	var reason string
+	closes := action != "resume"
 	cmd := &cobra.Command{
 		Use:               action + " TENANT/KEY@N",
 		Short:             short,
@@ -162,9 +166,15 @@ func (a *app) keyVersionStateCommand(action, short string) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if closes {
+			a.waitForFence(cmd, name.Tenant)
+		}
 		return a.changeKey(cmd, name.KeyName.String(), func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.Key, error) {
-			return c.SetKeyVersionState(ctx, &kekdv1.SetKeyVersionStateRequest{IdempotencyId: id, KeyVersion: name.String(), Action: action, Reason: reason})
+			return c.SetKeyVersionState(ctx, &kekdv1.SetKeyVersionStateRequest{IdempotencyId: id, KeyVersion: name.String(), Action: action, Reason: reason, NoWait: noWait(cmd)})
 		})
 	}
-	return changing(cmd)
+	if !closes {
+		return changing(cmd)
+	}
+	return closing(cmd)
 }

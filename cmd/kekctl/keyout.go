@@ -16,6 +16,7 @@ type keyOut struct {
 	RotateEvery      string       `json:"rotate_every,omitempty"` // absent: by hand only
 	MinUnwrapVersion uint32       `json:"min_unwrap_version"`
 	Versions         []versionOut `json:"versions"`
+	*fenceOut
 }
 
 type versionOut struct {
@@ -43,6 +44,7 @@ func newKeyOut(k *kekdv1.Key) keyOut {
 		CreatedAt:        timestamp(k.CreatedAt),
 		MinUnwrapVersion: k.MinUnwrapVersion,
 		Versions:         make([]versionOut, 0, len(k.Versions)),
+		fenceOut:         newFenceOut(k.Fence),
 	}
 	if k.RotateEvery != 0 {
 		out.RotateEvery = formatDuration(time.Duration(k.RotateEvery))
@@ -81,6 +83,7 @@ func (a *app) printKey(k *kekdv1.Key) error {
 				row(w, v.Version, v.State, shortTime(v.CreatedAt), "", "", "", "", v.StateReason)
 			}
 		}
+		writeFence(w, k.Fence)
 	})
 }
 

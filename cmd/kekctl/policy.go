@@ -62,15 +62,16 @@ func (a *app) policyAllowCommand() *cobra.Command {
 		if rule.Limits, err = parseLimits(limits); err != nil {
 			return err
 		}
+		a.mayWaitForFence(cmd, tenantOfPattern(args[1]))
 		r, err := change(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.Rule, error) {
-			return c.AllowPolicy(ctx, &kekdv1.AllowPolicyRequest{IdempotencyId: id, Rule: rule})
+			return c.AllowPolicy(ctx, &kekdv1.AllowPolicyRequest{IdempotencyId: id, Rule: rule, NoWait: noWait(cmd)})
 		})
 		if err != nil {
 			return err
 		}
 		return a.printRules(newRuleOut(r), r)
 	}
-	return changing(cmd)
+	return closing(cmd)
 }
 
 // parseRequirement reads KEY=VALUE, or KEY for any value.
@@ -122,16 +123,18 @@ func (a *app) policyRevokeCommand() *cobra.Command {
 					}
 				}
 			}
-			_, err := change(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.RevokePolicyResponse, error) {
-				return c.RevokePolicy(ctx, &kekdv1.RevokePolicyRequest{IdempotencyId: id, Service: args[0], Pattern: args[1]})
+			a.waitForFence(cmd, tenantOfPattern(args[1]))
+			r, err := change(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.RevokePolicyResponse, error) {
+				return c.RevokePolicy(ctx, &kekdv1.RevokePolicyRequest{IdempotencyId: id, Service: args[0], Pattern: args[1], NoWait: noWait(cmd)})
 			})
 			if err != nil {
 				return err
 			}
+			revoked.Fence = r.Fence
 			return a.printRules(newRuleOut(revoked), revoked)
 		},
 	}
-	return changing(cmd)
+	return closing(cmd)
 }
 
 func (a *app) policyListCommand() *cobra.Command {

@@ -14,6 +14,7 @@ type ruleOut struct {
 	RequiredContext []requirementOut `json:"required_context"`
 	RequireReason   bool             `json:"require_reason"`
 	Limits          []limitOut       `json:"limits"`
+	*fenceOut
 }
 
 type requirementOut struct {
@@ -29,6 +30,7 @@ func newRuleOut(r *kekdv1.Rule) ruleOut {
 		RequiredContext: make([]requirementOut, 0, len(r.RequiredContext)),
 		RequireReason:   r.RequireReason,
 		Limits:          newLimitsOut(r.Limits),
+		fenceOut:        newFenceOut(r.Fence),
 	}
 	for _, c := range r.RequiredContext {
 		out.RequiredContext = append(out.RequiredContext, requirementOut{c.Key, c.Value})
@@ -41,6 +43,9 @@ func (a *app) printRules(v any, rules ...*kekdv1.Rule) error {
 		row(w, "SERVICE", "PATTERN", "OPS", "REQUIRED CONTEXT", "REASON REQUIRED", "LIMITS")
 		for _, r := range rules {
 			row(w, r.Service, r.Pattern, strings.Join(r.Ops, ","), requirements(r), yesNo(r.RequireReason), strings.Join(limitTexts(r.Limits), " "))
+		}
+		if len(rules) == 1 {
+			writeFence(w, rules[0].Fence)
 		}
 	})
 }

@@ -16,6 +16,7 @@ type serviceOut struct {
 	Name      string    `json:"name"`
 	Match     *matchOut `json:"match,omitempty"`
 	CreatedAt string    `json:"created_at,omitempty"`
+	*fenceOut
 }
 
 // matchOut has only what the service is matched by. Zero is a user like any other.
@@ -25,7 +26,7 @@ type matchOut struct {
 }
 
 func newServiceOut(s *kekdv1.Service) serviceOut {
-	return serviceOut{s.Name, &matchOut{s.Uid, s.Gid}, timestamp(s.CreatedAt)}
+	return serviceOut{Name: s.Name, Match: &matchOut{s.Uid, s.Gid}, CreatedAt: timestamp(s.CreatedAt)}
 }
 
 func (a *app) serviceCommand() *cobra.Command {
@@ -37,12 +38,14 @@ func (a *app) serviceCommand() *cobra.Command {
 }
 
 func (a *app) printServices(v any, services ...*kekdv1.Service) error {
-	return a.print(v, func(w io.Writer) {
-		row(w, "NAME", "UID", "GID", "CREATED")
-		for _, s := range services {
-			row(w, s.Name, number(s.Uid), number(s.Gid), shortTime(s.CreatedAt))
-		}
-	})
+	return a.print(v, func(w io.Writer) { serviceTable(w, services...) })
+}
+
+func serviceTable(w io.Writer, services ...*kekdv1.Service) {
+	row(w, "NAME", "UID", "GID", "CREATED")
+	for _, s := range services {
+		row(w, s.Name, number(s.Uid), number(s.Gid), shortTime(s.CreatedAt))
+	}
 }
 
 func number(n *uint32) string {
@@ -141,14 +144,19 @@ func (a *app) serviceDeleteCommand() *cobra.Command {
 					}
 				}
 			}
-			_, err := change(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.DeleteServiceResponse, error) {
-				return c.DeleteService(ctx, &kekdv1.DeleteServiceRequest{IdempotencyId: id, Name: args[0]})
+			a.waitForFence(cmd, "")
+			r, err := change(a, cmd, func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.DeleteServiceResponse, error) {
+				return c.DeleteService(ctx, &kekdv1.DeleteServiceRequest{IdempotencyId: id, Name: args[0], NoWait: noWait(cmd)})
 			})
 			if err != nil {
 				return err
 			}
-			return a.printServices(out, deleted)
+			out.fenceOut = newFenceOut(r.Fence)
+			return a.print(out, func(w io.Writer) {
+				serviceTable(w, deleted)
+				writeFence(w, r.Fence)
+			})
 		},
 	}
-	return changing(cmd)
+	return closing(cmd)
 }

@@ -25,6 +25,7 @@ type tenantOut struct {
 	Limits       []limitOut `json:"limits"`
 	ObjectsUsed  uint64     `json:"objects_used"` // in the answering node's token
 	ObjectsLeft  uint64     `json:"objects_left"` // in it, for all tenants together
+	*fenceOut
 }
 
 func newTenantOut(t *kekdv1.Tenant) tenantOut {
@@ -41,6 +42,7 @@ func newTenantOut(t *kekdv1.Tenant) tenantOut {
 		Limits:       newLimitsOut(t.Limits),
 		ObjectsUsed:  t.ObjectsUsed,
 		ObjectsLeft:  t.ObjectsLeft,
+		fenceOut:     newFenceOut(t.Fence),
 	}
 }
 
@@ -73,6 +75,9 @@ func (a *app) printTenants(v any, tenants ...*kekdv1.Tenant) error {
 		row(w, "NAME", "STATE", "KEYS", "MAX STALENESS", "PLACEMENT", "CREATED", "ID", "LIMITS", "REASON")
 		for _, t := range tenants {
 			row(w, t.Name, t.State, t.Keys, formatDuration(time.Duration(t.MaxStaleness)), strings.Join(t.Placement, ","), shortTime(t.CreatedAt), t.Id, strings.Join(limitTexts(t.Limits), " "), t.StateReason)
+		}
+		if len(tenants) == 1 {
+			writeFence(w, tenants[0].Fence)
 		}
 	})
 }
@@ -144,8 +149,9 @@ func (a *app) tenantDisableCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "disable NAME --reason TEXT",
 		Short: "Stop every use of a tenant's keys, now and on every node",
-		Long: `Stop every use of a tenant's keys. It returns when no node serves the tenant any more.
-Exit status 3 says that the tenant is disabled, or may be, and that this is not yet certain of every node.`,
+		Long: `Stop every use of a tenant's keys. It returns when no node serves the tenant any more: each has said so, or its
+lease has run out, which takes the tenant's max_staleness and a little more at most. Exit status 3 says that the tenant
+is disabled, or may be, and that this is not certain of every node: the hint has the command to ask again with.`,
 		Args:              arguments("NAME"),
 		ValidArgsFunction: a.completeTenant,
 	}
@@ -154,11 +160,12 @@ Exit status 3 says that the tenant is disabled, or may be, and that this is not 
 		if reason == "" {
 			return usagef(cmd, "say why with --reason")
 		}
+		a.waitForFence(cmd, args[0])
 		return a.changeTenant(cmd, args[0], func(ctx context.Context, c kekdv1.AdminServiceClient, id []byte) (*kekdv1.Tenant, error) {
-			return c.DisableTenant(ctx, &kekdv1.DisableTenantRequest{IdempotencyId: id, Name: args[0], Reason: reason})
+			return c.DisableTenant(ctx, &kekdv1.DisableTenantRequest{IdempotencyId: id, Name: args[0], Reason: reason, NoWait: noWait(cmd)})
 		})
 	}
-	return changing(cmd)
+	return closing(cmd)
 }
 
 func (a *app) tenantEnableCommand() *cobra.Command {
@@ -186,6 +193,9 @@ func (a *app) tenantSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set NAME",
 		Short: "Change a tenant's settings; what is not given stays",
+		Long: `Change a tenant's settings. A max_staleness that is lowered counts once no node serves by the old one, and the command
+returns then; one that is raised counts at once. It is also what an emergency waits for: with 2s a disable is effective within
+two seconds on every node, and a node that reaches no majority stops to serve the tenant as soon; with 1h it is the reverse.`,
 		Example: `  kekctl tenant set acme --max-staleness 10s
   kekctl tenant set acme --limit 1000/s --limit 1000000/d`,
 		Args:              arguments("NAME"),
@@ -194,10 +204,11 @@ func (a *app) tenantSetCommand() *cobra.Command {
 	cmd.Flags().Var(&staleness, "max-staleness", "how old a node's copy of the hierarchy may be to serve this tenant, 1s to 1d")
 	cmd.Flags().StringArrayVar(&limits, "limit", nil, limitUsage+"; over all services, instead of the limits that there were; none lifts them; may be repeated")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		set := &kekdv1.SetTenantRequest{Name: args[0]}
+		set := &kekdv1.SetTenantRequest{Name: args[0], NoWait: noWait(cmd)}
 		if cmd.Flags().Changed("max-staleness") {
 			ns := int64(staleness)
 			set.MaxStaleness = &ns
+			a.mayWaitForFence(cmd, args[0])
 		}
 		if len(limits) > 0 {
 			var err error
@@ -213,5 +224,5 @@ func (a *app) tenantSetCommand() *cobra.Command {
 			return c.SetTenant(ctx, set)
 		})
 	}
-	return changing(cmd)
+	return closing(cmd)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/unix-socket-api"
 )
 
 // Here stand the joints: what one part asks for, in terms of what another offers.
@@ -23,6 +24,18 @@ type replica struct{ *view.Replica }
 func (n *node) replica() replica { return replica{n.view} }
 
 func (r replica) View() custody.View { return custody.View(r.Look()) }
+
+// administered is the Raft node as administration sees it.
+type administered struct{ *cluster.Node }
+
+func (a administered) Fence(ctx context.Context, f *state.Fence) (socketapi.Fenced, error) {
+	report, err := a.Await(ctx, f)
+	fenced := socketapi.Fenced{Elapsed: report.Elapsed}
+	for _, n := range report.Nodes {
+		fenced.Nodes = append(fenced.Nodes, socketapi.FencedNode{Node: n.Node, How: string(n.How)})
+	}
+	return fenced, err
+}
 
 // proposer is the Raft node for those who need no more than to know that a command took effect.
 type proposer struct{ *cluster.Node }

@@ -113,6 +113,6 @@ func printRestored(w io.Writer, r *kekdv1.RestoreSnapshotResponse) error {
 		_, e := fmt.Fprintf(w, "left out: %s\n", l)
 		err = errors.Join(err, e)
 	}
-	_, e := fmt.Fprintf(w, "%d changes, %d left out\n", r.TightenedCount, r.LeftOutCount)
+	_, e := fmt.Fprintf(w, "%d changes, %d left out; no node serves from the state before it\n", r.TightenedCount, r.LeftOutCount)
 	return errors.Join(err, e)
 }

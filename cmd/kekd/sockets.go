@@ -32,7 +32,7 @@ func (n *node) openAdmin() error {
 	}
 	a := socketapi.Admin{
 		Self:      n.self.NodeID,
-		Hierarchy: n.raft,
+		Hierarchy: administered{n.raft},
 		Audit:     &auditLog{journal: n.upJournal, state: n.raft.State, self: n.self.NodeID, cluster: n.self.ClusterID},
 		Node:      status{n},
 		Doctor:    doctor{n},

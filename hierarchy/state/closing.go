@@ -62,7 +62,7 @@ func (d *draft) closesRule(old, next *policy.Rule) {
 	switch {
 	case next != nil && !narrower(old, next):
 	case old.Pattern.Tenant == policy.Any:
-		d.closes(hierarchy.TenantID{}, d.longestStaleness(), 0)
+		d.closes(hierarchy.TenantID{}, d.LongestStaleness(), 0)
 	default:
 		if t, ok := d.TenantByName(old.Pattern.Tenant); ok {
 			d.closes(t.ID, d.CountingStaleness(t.ID), 0)

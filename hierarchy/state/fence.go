@@ -35,14 +35,14 @@ func (s *State) Fence(index uint64) (*Fence, bool) {
 	it.SeekLowerBound(indexKey(index))
 	for _, f, ok := it.Next(); ok; _, f, ok = it.Next() {
 		if f.Since != 0 && f.Since <= index {
-			found = both(found, f)
+			found = Together(found, f)
 		}
 	}
 	return found, found != nil
 }
 
-// both is a fence that waits for two, the first of which may be nil.
-func both(earlier, later *Fence) *Fence {
+// Together is a fence that waits for two, the earlier of which may be nil.
+func Together(earlier, later *Fence) *Fence {
 	if earlier == nil {
 		return later
 	}
@@ -91,8 +91,8 @@ func (s *State) CountingStaleness(tenant hierarchy.TenantID) time.Duration {
 	return longest
 }
 
-// longestStaleness is the longest [State.CountingStaleness] of all tenants, and 0 if there is none.
-func (s *State) longestStaleness() (longest time.Duration) {
+// LongestStaleness is the longest [State.CountingStaleness] of all tenants, and 0 if there is none.
+func (s *State) LongestStaleness() (longest time.Duration) {
 	if k, _, ok := s.staleness.Root().Maximum(); ok {
 		longest = time.Duration(binary.BigEndian.Uint64(k))
 	}

@@ -86,7 +86,7 @@ func (d *draft) registerIncarnation(m *commandpb.RegisterIncarnation) error {
 // bury leaves a tombstone of a node's registered incarnation, if it has one.
 func (d *draft) bury(n *Node) {
 	if !n.Incarnation.IsZero() && leavesTombstone() {
-		d.putTombstone(&Tombstone{Holder: Holder{n.ID, n.Incarnation}, Index: d.index, Wait: d.longestStaleness()})
+		d.putTombstone(&Tombstone{Holder: Holder{n.ID, n.Incarnation}, Index: d.index, Wait: d.LongestStaleness()})
 	}
 }
 

@@ -17,6 +17,7 @@ var reads = map[string]bool{
 	kekdv1.AdminService_Doctor_FullMethodName:        true,
 	kekdv1.AdminService_ListTenants_FullMethodName:   true,
 	kekdv1.AdminService_GetTenant_FullMethodName:     true,
+	kekdv1.AdminService_GetFenceBound_FullMethodName: true,
 	kekdv1.AdminService_ListKeys_FullMethodName:      true,
 	kekdv1.AdminService_GetKey_FullMethodName:        true,
 	kekdv1.AdminService_ListServices_FullMethodName:  true,

@@ -513,6 +513,7 @@ type Tenant struct {
 	Limits        []*Limit               `protobuf:"bytes,11,rep,name=limits,proto3" json:"limits,omitempty"`                               // over all services; the shorter window first
 	ObjectsUsed   uint64                 `protobuf:"varint,12,opt,name=objects_used,json=objectsUsed,proto3" json:"objects_used,omitempty"` // of the answering node's token
 	ObjectsLeft   uint64                 `protobuf:"varint,13,opt,name=objects_left,json=objectsLeft,proto3" json:"objects_left,omitempty"` // in it, for all tenants together
+	Fence         *Fence                 `protobuf:"bytes,14,opt,name=fence,proto3" json:"fence,omitempty"`                                 // of the change that answered, if it has closed something
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -638,6 +639,230 @@ func (x *Tenant) GetObjectsLeft() uint64 {
 	return 0
 }
 
+func (x *Tenant) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+// Fence is how far a closing is effective.
+type Fence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fenced        bool                   `protobuf:"varint,1,opt,name=fenced,proto3" json:"fenced,omitempty"`   // no node can act any more on a state from before it; false: nobody has waited for that
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`     // log index of the closing
+	Elapsed       int64                  `protobuf:"varint,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"` // nanoseconds since the answering node saw it committed
+	Nodes         []*FencedNode          `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`      // that were waited for; none: it was effective already, or nobody had to be
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Fence) GetFenced() bool {
+	if x != nil {
+		return x.Fenced
+	}
+	return false
+}
+
+func (x *Fence) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Fence) GetElapsed() int64 {
+	if x != nil {
+		return x.Elapsed
+	}
+	return 0
+}
+
+func (x *Fence) GetNodes() []*FencedNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type FencedNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	How           string                 `protobuf:"bytes,3,opt,name=how,proto3" json:"how,omitempty"` // acknowledged, or lease-expired
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FencedNode) Reset() {
+	*x = FencedNode{}
+	mi := &file_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FencedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FencedNode) ProtoMessage() {}
+
+func (x *FencedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FencedNode.ProtoReflect.Descriptor instead.
+func (*FencedNode) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FencedNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FencedNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FencedNode) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
+type GetFenceBoundRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFenceBoundRequest) Reset() {
+	*x = GetFenceBoundRequest{}
+	mi := &file_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFenceBoundRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFenceBoundRequest) ProtoMessage() {}
+
+func (x *GetFenceBoundRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFenceBoundRequest.ProtoReflect.Descriptor instead.
+func (*GetFenceBoundRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetFenceBoundRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+type GetFenceBoundResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bound         int64                  `protobuf:"varint,1,opt,name=bound,proto3" json:"bound,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFenceBoundResponse) Reset() {
+	*x = GetFenceBoundResponse{}
+	mi := &file_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFenceBoundResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFenceBoundResponse) ProtoMessage() {}
+
+func (x *GetFenceBoundResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFenceBoundResponse.ProtoReflect.Descriptor instead.
+func (*GetFenceBoundResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetFenceBoundResponse) GetBound() int64 {
+	if x != nil {
+		return x.Bound
+	}
+	return 0
+}
+
 // Limit allows so many operations in each window of a length: a second or a minute, counted by each node for
 // itself, or an hour or a day, counted over all nodes.
 type Limit struct {
@@ -650,7 +875,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +887,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +900,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Limit) GetCount() uint64 {
@@ -701,7 +926,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +938,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +951,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Limits) GetLimits() []*Limit {
@@ -747,7 +972,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +984,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +997,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateTenantRequest) GetIdempotencyId() []byte {
@@ -804,7 +1029,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +1041,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +1054,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type ListTenantsResponse struct {
@@ -841,7 +1066,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1078,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1091,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -885,7 +1110,7 @@ type GetTenantRequest struct {
 
 func (x *GetTenantRequest) Reset() {
 	*x = GetTenantRequest{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1122,7 @@ func (x *GetTenantRequest) String() string {
 func (*GetTenantRequest) ProtoMessage() {}
 
 func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1135,7 @@ func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTenantRequest.ProtoReflect.Descriptor instead.
 func (*GetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetTenantRequest) GetName() string {
@@ -925,13 +1150,14 @@ type DisableTenantRequest struct {
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	NoWait        bool                   `protobuf:"varint,4,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DisableTenantRequest) Reset() {
 	*x = DisableTenantRequest{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1169,7 @@ func (x *DisableTenantRequest) String() string {
 func (*DisableTenantRequest) ProtoMessage() {}
 
 func (x *DisableTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1182,7 @@ func (x *DisableTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableTenantRequest.ProtoReflect.Descriptor instead.
 func (*DisableTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DisableTenantRequest) GetIdempotencyId() []byte {
@@ -980,6 +1206,13 @@ func (x *DisableTenantRequest) GetReason() string {
 	return ""
 }
 
+func (x *DisableTenantRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type EnableTenantRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
@@ -991,7 +1224,7 @@ type EnableTenantRequest struct {
 
 func (x *EnableTenantRequest) Reset() {
 	*x = EnableTenantRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1236,7 @@ func (x *EnableTenantRequest) String() string {
 func (*EnableTenantRequest) ProtoMessage() {}
 
 func (x *EnableTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1249,7 @@ func (x *EnableTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableTenantRequest.ProtoReflect.Descriptor instead.
 func (*EnableTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EnableTenantRequest) GetIdempotencyId() []byte {
@@ -1046,13 +1279,14 @@ type SetTenantRequest struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	MaxStaleness  *int64                 `protobuf:"varint,3,opt,name=max_staleness,json=maxStaleness,proto3,oneof" json:"max_staleness,omitempty"`
 	Limits        *Limits                `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"` // all that the tenant has from now on; absent: as they are
+	NoWait        bool                   `protobuf:"varint,5,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1298,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1311,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetTenantRequest) GetIdempotencyId() []byte {
@@ -1108,6 +1342,13 @@ func (x *SetTenantRequest) GetLimits() *Limits {
 	return nil
 }
 
+func (x *SetTenantRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type WatchTenantRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1117,7 +1358,7 @@ type WatchTenantRequest struct {
 
 func (x *WatchTenantRequest) Reset() {
 	*x = WatchTenantRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1370,7 @@ func (x *WatchTenantRequest) String() string {
 func (*WatchTenantRequest) ProtoMessage() {}
 
 func (x *WatchTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1383,7 @@ func (x *WatchTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTenantRequest.ProtoReflect.Descriptor instead.
 func (*WatchTenantRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchTenantRequest) GetName() string {
@@ -1173,7 +1414,7 @@ type TenantEvent struct {
 
 func (x *TenantEvent) Reset() {
 	*x = TenantEvent{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1426,7 @@ func (x *TenantEvent) String() string {
 func (*TenantEvent) ProtoMessage() {}
 
 func (x *TenantEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1439,7 @@ func (x *TenantEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantEvent.ProtoReflect.Descriptor instead.
 func (*TenantEvent) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TenantEvent) GetTime() int64 {
@@ -1296,7 +1537,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1549,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1562,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Caller) GetUid() uint32 {
@@ -1355,13 +1596,14 @@ type Key struct {
 	MinUnwrapVersion uint32                 `protobuf:"varint,6,opt,name=min_unwrap_version,json=minUnwrapVersion,proto3" json:"min_unwrap_version,omitempty"`
 	Versions         []*KeyVersion          `protobuf:"bytes,7,rep,name=versions,proto3" json:"versions,omitempty"`
 	Index            uint64                 `protobuf:"varint,8,opt,name=index,proto3" json:"index,omitempty"`
+	Fence            *Fence                 `protobuf:"bytes,9,opt,name=fence,proto3" json:"fence,omitempty"` // of the change that answered, if it has closed something
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1615,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1628,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Key) GetTenant() string {
@@ -1445,6 +1687,13 @@ func (x *Key) GetIndex() uint64 {
 	return 0
 }
 
+func (x *Key) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
 type KeyVersion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -1459,7 +1708,7 @@ type KeyVersion struct {
 
 func (x *KeyVersion) Reset() {
 	*x = KeyVersion{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1720,7 @@ func (x *KeyVersion) String() string {
 func (*KeyVersion) ProtoMessage() {}
 
 func (x *KeyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1733,7 @@ func (x *KeyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersion.ProtoReflect.Descriptor instead.
 func (*KeyVersion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KeyVersion) GetVersion() uint32 {
@@ -1542,7 +1791,7 @@ type KeyVersionRegion struct {
 
 func (x *KeyVersionRegion) Reset() {
 	*x = KeyVersionRegion{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1803,7 @@ func (x *KeyVersionRegion) String() string {
 func (*KeyVersionRegion) ProtoMessage() {}
 
 func (x *KeyVersionRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1816,7 @@ func (x *KeyVersionRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyVersionRegion.ProtoReflect.Descriptor instead.
 func (*KeyVersionRegion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *KeyVersionRegion) GetRegion() string {
@@ -1616,7 +1865,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1877,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1890,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateKeyRequest) GetIdempotencyId() []byte {
@@ -1674,7 +1923,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1935,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1948,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListKeysRequest) GetTenant() string {
@@ -1718,7 +1967,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1979,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1992,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1762,7 +2011,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2023,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2036,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetKeyRequest) GetKey() string {
@@ -1807,7 +2056,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2068,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2081,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RotateKeyRequest) GetIdempotencyId() []byte {
@@ -1855,13 +2104,14 @@ type SetKeyRequest struct {
 	Key              string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	MinUnwrapVersion *uint32                `protobuf:"varint,3,opt,name=min_unwrap_version,json=minUnwrapVersion,proto3,oneof" json:"min_unwrap_version,omitempty"`
 	RotateEvery      *int64                 `protobuf:"varint,4,opt,name=rotate_every,json=rotateEvery,proto3,oneof" json:"rotate_every,omitempty"`
+	NoWait           bool                   `protobuf:"varint,5,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SetKeyRequest) Reset() {
 	*x = SetKeyRequest{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2123,7 @@ func (x *SetKeyRequest) String() string {
 func (*SetKeyRequest) ProtoMessage() {}
 
 func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2136,7 @@ func (x *SetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetKeyRequest) GetIdempotencyId() []byte {
@@ -1917,19 +2167,27 @@ func (x *SetKeyRequest) GetRotateEvery() int64 {
 	return 0
 }
 
+func (x *SetKeyRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type SetKeyVersionStateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
 	KeyVersion    string                 `protobuf:"bytes,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"` // TENANT/KEY@N
 	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`                           // suspend, resume or compromise
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	NoWait        bool                   `protobuf:"varint,5,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetKeyVersionStateRequest) Reset() {
 	*x = SetKeyVersionStateRequest{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2199,7 @@ func (x *SetKeyVersionStateRequest) String() string {
 func (*SetKeyVersionStateRequest) ProtoMessage() {}
 
 func (x *SetKeyVersionStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2212,7 @@ func (x *SetKeyVersionStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetKeyVersionStateRequest.ProtoReflect.Descriptor instead.
 func (*SetKeyVersionStateRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetKeyVersionStateRequest) GetIdempotencyId() []byte {
@@ -1985,6 +2243,13 @@ func (x *SetKeyVersionStateRequest) GetReason() string {
 	return ""
 }
 
+func (x *SetKeyVersionStateRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1997,7 +2262,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2274,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2287,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Service) GetName() string {
@@ -2065,7 +2330,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2342,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2355,7 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateServiceRequest) GetIdempotencyId() []byte {
@@ -2129,7 +2394,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2406,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2419,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{35}
 }
 
 type ListServicesResponse struct {
@@ -2166,7 +2431,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2443,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2456,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListServicesResponse) GetServices() []*Service {
@@ -2205,13 +2470,14 @@ type DeleteServiceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	NoWait        bool                   `protobuf:"varint,3,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2489,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2502,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteServiceRequest) GetIdempotencyId() []byte {
@@ -2253,16 +2519,24 @@ func (x *DeleteServiceRequest) GetName() string {
 	return ""
 }
 
+func (x *DeleteServiceRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type DeleteServiceResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Fence         *Fence                 `protobuf:"bytes,2,opt,name=fence,proto3" json:"fence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2548,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2561,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteServiceResponse) GetIndex() uint64 {
@@ -2295,6 +2569,13 @@ func (x *DeleteServiceResponse) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *DeleteServiceResponse) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
 }
 
 type RequiredContext struct {
@@ -2307,7 +2588,7 @@ type RequiredContext struct {
 
 func (x *RequiredContext) Reset() {
 	*x = RequiredContext{}
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2319,7 +2600,7 @@ func (x *RequiredContext) String() string {
 func (*RequiredContext) ProtoMessage() {}
 
 func (x *RequiredContext) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2332,7 +2613,7 @@ func (x *RequiredContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequiredContext.ProtoReflect.Descriptor instead.
 func (*RequiredContext) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{35}
+	return file_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RequiredContext) GetKey() string {
@@ -2357,13 +2638,14 @@ type Rule struct {
 	RequiredContext []*RequiredContext     `protobuf:"bytes,4,rep,name=required_context,json=requiredContext,proto3" json:"required_context,omitempty"`
 	RequireReason   bool                   `protobuf:"varint,5,opt,name=require_reason,json=requireReason,proto3" json:"require_reason,omitempty"`
 	Limits          []*Limit               `protobuf:"bytes,6,rep,name=limits,proto3" json:"limits,omitempty"` // for each tenant; the shorter window first
+	Fence           *Fence                 `protobuf:"bytes,7,opt,name=fence,proto3" json:"fence,omitempty"`   // of the change that answered, if it has closed something
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2657,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2670,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Rule) GetService() string {
@@ -2433,17 +2715,25 @@ func (x *Rule) GetLimits() []*Limit {
 	return nil
 }
 
+func (x *Rule) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
 type AllowPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
 	Rule          *Rule                  `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	NoWait        bool                   `protobuf:"varint,3,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AllowPolicyRequest) Reset() {
 	*x = AllowPolicyRequest{}
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2745,7 @@ func (x *AllowPolicyRequest) String() string {
 func (*AllowPolicyRequest) ProtoMessage() {}
 
 func (x *AllowPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2758,7 @@ func (x *AllowPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowPolicyRequest.ProtoReflect.Descriptor instead.
 func (*AllowPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{37}
+	return file_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AllowPolicyRequest) GetIdempotencyId() []byte {
@@ -2485,18 +2775,26 @@ func (x *AllowPolicyRequest) GetRule() *Rule {
 	return nil
 }
 
+func (x *AllowPolicyRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type RevokePolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyId []byte                 `protobuf:"bytes,1,opt,name=idempotency_id,json=idempotencyId,proto3" json:"idempotency_id,omitempty"`
 	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
 	Pattern       string                 `protobuf:"bytes,3,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	NoWait        bool                   `protobuf:"varint,4,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevokePolicyRequest) Reset() {
 	*x = RevokePolicyRequest{}
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2806,7 @@ func (x *RevokePolicyRequest) String() string {
 func (*RevokePolicyRequest) ProtoMessage() {}
 
 func (x *RevokePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2819,7 @@ func (x *RevokePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicyRequest.ProtoReflect.Descriptor instead.
 func (*RevokePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{38}
+	return file_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RevokePolicyRequest) GetIdempotencyId() []byte {
@@ -2545,16 +2843,24 @@ func (x *RevokePolicyRequest) GetPattern() string {
 	return ""
 }
 
+func (x *RevokePolicyRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 type RevokePolicyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Fence         *Fence                 `protobuf:"bytes,2,opt,name=fence,proto3" json:"fence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevokePolicyResponse) Reset() {
 	*x = RevokePolicyResponse{}
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2872,7 @@ func (x *RevokePolicyResponse) String() string {
 func (*RevokePolicyResponse) ProtoMessage() {}
 
 func (x *RevokePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2885,7 @@ func (x *RevokePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePolicyResponse.ProtoReflect.Descriptor instead.
 func (*RevokePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{39}
+	return file_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RevokePolicyResponse) GetIndex() uint64 {
@@ -2587,6 +2893,13 @@ func (x *RevokePolicyResponse) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *RevokePolicyResponse) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
 }
 
 type ListPoliciesRequest struct {
@@ -2598,7 +2911,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2923,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2936,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{40}
+	return file_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListPoliciesRequest) GetService() string {
@@ -2642,7 +2955,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2967,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2980,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{41}
+	return file_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListPoliciesResponse) GetRules() []*Rule {
@@ -2690,7 +3003,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_admin_proto_msgTypes[42]
+	mi := &file_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +3015,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[42]
+	mi := &file_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +3028,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{42}
+	return file_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExplainPolicyRequest) GetService() string {
@@ -2764,7 +3077,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_admin_proto_msgTypes[43]
+	mi := &file_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +3089,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[43]
+	mi := &file_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +3102,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{43}
+	return file_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExplainPolicyResponse) GetAllowed() bool {
@@ -2824,7 +3137,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_admin_proto_msgTypes[44]
+	mi := &file_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3149,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[44]
+	mi := &file_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3162,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{44}
+	return file_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TailAuditRequest) GetTenant() string {
@@ -2882,7 +3195,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_admin_proto_msgTypes[45]
+	mi := &file_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3207,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[45]
+	mi := &file_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3220,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{45}
+	return file_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AuditRecord) GetJson() string {
@@ -2925,7 +3238,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_admin_proto_msgTypes[46]
+	mi := &file_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3250,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[46]
+	mi := &file_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +3263,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{46}
+	return file_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type VerifyAuditResponse struct {
@@ -2964,7 +3277,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_admin_proto_msgTypes[47]
+	mi := &file_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +3289,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[47]
+	mi := &file_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +3302,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{47}
+	return file_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -3025,7 +3338,7 @@ type AuditChain struct {
 
 func (x *AuditChain) Reset() {
 	*x = AuditChain{}
-	mi := &file_admin_proto_msgTypes[48]
+	mi := &file_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3350,7 @@ func (x *AuditChain) String() string {
 func (*AuditChain) ProtoMessage() {}
 
 func (x *AuditChain) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[48]
+	mi := &file_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3363,7 @@ func (x *AuditChain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditChain.ProtoReflect.Descriptor instead.
 func (*AuditChain) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{48}
+	return file_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AuditChain) GetNode() string {
@@ -3091,7 +3404,7 @@ type AuditFault struct {
 
 func (x *AuditFault) Reset() {
 	*x = AuditFault{}
-	mi := &file_admin_proto_msgTypes[49]
+	mi := &file_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3416,7 @@ func (x *AuditFault) String() string {
 func (*AuditFault) ProtoMessage() {}
 
 func (x *AuditFault) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[49]
+	mi := &file_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3429,7 @@ func (x *AuditFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFault.ProtoReflect.Descriptor instead.
 func (*AuditFault) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{49}
+	return file_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AuditFault) GetWhere() string {
@@ -3147,7 +3460,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_admin_proto_msgTypes[50]
+	mi := &file_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3472,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[50]
+	mi := &file_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3485,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{50}
+	return file_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *InviteNodeRequest) GetIdempotencyId() []byte {
@@ -3232,7 +3545,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_admin_proto_msgTypes[51]
+	mi := &file_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3557,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[51]
+	mi := &file_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3570,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{51}
+	return file_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -3332,7 +3645,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_admin_proto_msgTypes[52]
+	mi := &file_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +3657,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[52]
+	mi := &file_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +3670,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{52}
+	return file_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Node) GetId() string {
@@ -3466,7 +3779,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_admin_proto_msgTypes[53]
+	mi := &file_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3791,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[53]
+	mi := &file_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +3804,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{53}
+	return file_admin_proto_rawDescGZIP(), []int{57}
 }
 
 type ListNodesResponse struct {
@@ -3504,7 +3817,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_admin_proto_msgTypes[54]
+	mi := &file_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3516,7 +3829,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[54]
+	mi := &file_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3529,7 +3842,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{54}
+	return file_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -3556,7 +3869,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_admin_proto_msgTypes[55]
+	mi := &file_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +3881,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[55]
+	mi := &file_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +3894,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{55}
+	return file_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RemoveNodeRequest) GetIdempotencyId() []byte {
@@ -3608,7 +3921,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_admin_proto_msgTypes[56]
+	mi := &file_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3620,7 +3933,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[56]
+	mi := &file_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3633,7 +3946,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{56}
+	return file_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RemoveNodeResponse) GetIndex() uint64 {
@@ -3660,7 +3973,7 @@ type PromoteNodeRequest struct {
 
 func (x *PromoteNodeRequest) Reset() {
 	*x = PromoteNodeRequest{}
-	mi := &file_admin_proto_msgTypes[57]
+	mi := &file_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3672,7 +3985,7 @@ func (x *PromoteNodeRequest) String() string {
 func (*PromoteNodeRequest) ProtoMessage() {}
 
 func (x *PromoteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[57]
+	mi := &file_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3685,7 +3998,7 @@ func (x *PromoteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteNodeRequest.ProtoReflect.Descriptor instead.
 func (*PromoteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{57}
+	return file_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PromoteNodeRequest) GetIdempotencyId() []byte {
@@ -3712,7 +4025,7 @@ type DemoteNodeRequest struct {
 
 func (x *DemoteNodeRequest) Reset() {
 	*x = DemoteNodeRequest{}
-	mi := &file_admin_proto_msgTypes[58]
+	mi := &file_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +4037,7 @@ func (x *DemoteNodeRequest) String() string {
 func (*DemoteNodeRequest) ProtoMessage() {}
 
 func (x *DemoteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[58]
+	mi := &file_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +4050,7 @@ func (x *DemoteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteNodeRequest.ProtoReflect.Descriptor instead.
 func (*DemoteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{58}
+	return file_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DemoteNodeRequest) GetIdempotencyId() []byte {
@@ -3763,7 +4076,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_admin_proto_msgTypes[59]
+	mi := &file_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +4088,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[59]
+	mi := &file_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3788,7 +4101,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{59}
+	return file_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TransferLeadershipRequest) GetTo() string {
@@ -3807,7 +4120,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_admin_proto_msgTypes[60]
+	mi := &file_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +4132,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[60]
+	mi := &file_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +4145,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{60}
+	return file_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *TransferLeadershipResponse) GetLeader() string {
@@ -3850,7 +4163,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_admin_proto_msgTypes[61]
+	mi := &file_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4175,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[61]
+	mi := &file_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4188,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{61}
+	return file_admin_proto_rawDescGZIP(), []int{65}
 }
 
 type SnapshotChunk struct {
@@ -3887,7 +4200,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_admin_proto_msgTypes[62]
+	mi := &file_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4212,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[62]
+	mi := &file_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4225,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{62}
+	return file_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *SnapshotChunk) GetData() []byte {
@@ -3932,7 +4245,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_admin_proto_msgTypes[63]
+	mi := &file_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3944,7 +4257,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[63]
+	mi := &file_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3957,7 +4270,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{63}
+	return file_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RestoreSnapshotRequest) GetIdempotencyId() []byte {
@@ -3984,13 +4297,14 @@ type RestoreSnapshotResponse struct {
 	Index          uint64                 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`                                         // of the last command
 	TightenedCount uint64                 `protobuf:"varint,7,opt,name=tightened_count,json=tightenedCount,proto3" json:"tightened_count,omitempty"` // of all
 	LeftOutCount   uint64                 `protobuf:"varint,8,opt,name=left_out_count,json=leftOutCount,proto3" json:"left_out_count,omitempty"`
+	Fence          *Fence                 `protobuf:"bytes,9,opt,name=fence,proto3" json:"fence,omitempty"` // of what it has closed
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_admin_proto_msgTypes[64]
+	mi := &file_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4316,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[64]
+	mi := &file_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4329,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{64}
+	return file_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RestoreSnapshotResponse) GetRecords() uint64 {
@@ -4074,6 +4388,13 @@ func (x *RestoreSnapshotResponse) GetLeftOutCount() uint64 {
 	return 0
 }
 
+func (x *RestoreSnapshotResponse) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
 type RestoreChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`     // such as tenant acme, key acme/orders, version acme/orders@2
@@ -4086,7 +4407,7 @@ type RestoreChange struct {
 
 func (x *RestoreChange) Reset() {
 	*x = RestoreChange{}
-	mi := &file_admin_proto_msgTypes[65]
+	mi := &file_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4098,7 +4419,7 @@ func (x *RestoreChange) String() string {
 func (*RestoreChange) ProtoMessage() {}
 
 func (x *RestoreChange) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[65]
+	mi := &file_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4111,7 +4432,7 @@ func (x *RestoreChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreChange.ProtoReflect.Descriptor instead.
 func (*RestoreChange) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{65}
+	return file_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RestoreChange) GetWhat() string {
@@ -4150,7 +4471,7 @@ type ListOrphansRequest struct {
 
 func (x *ListOrphansRequest) Reset() {
 	*x = ListOrphansRequest{}
-	mi := &file_admin_proto_msgTypes[66]
+	mi := &file_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4162,7 +4483,7 @@ func (x *ListOrphansRequest) String() string {
 func (*ListOrphansRequest) ProtoMessage() {}
 
 func (x *ListOrphansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[66]
+	mi := &file_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4175,7 +4496,7 @@ func (x *ListOrphansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrphansRequest.ProtoReflect.Descriptor instead.
 func (*ListOrphansRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{66}
+	return file_admin_proto_rawDescGZIP(), []int{70}
 }
 
 type ListOrphansResponse struct {
@@ -4187,7 +4508,7 @@ type ListOrphansResponse struct {
 
 func (x *ListOrphansResponse) Reset() {
 	*x = ListOrphansResponse{}
-	mi := &file_admin_proto_msgTypes[67]
+	mi := &file_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4520,7 @@ func (x *ListOrphansResponse) String() string {
 func (*ListOrphansResponse) ProtoMessage() {}
 
 func (x *ListOrphansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[67]
+	mi := &file_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4533,7 @@ func (x *ListOrphansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrphansResponse.ProtoReflect.Descriptor instead.
 func (*ListOrphansResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{67}
+	return file_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListOrphansResponse) GetOrphans() []*Orphan {
@@ -4232,7 +4553,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_admin_proto_msgTypes[68]
+	mi := &file_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4244,7 +4565,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[68]
+	mi := &file_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4257,7 +4578,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{68}
+	return file_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Orphan) GetCkaId() string {
@@ -4282,7 +4603,7 @@ type SweepOrphansRequest struct {
 
 func (x *SweepOrphansRequest) Reset() {
 	*x = SweepOrphansRequest{}
-	mi := &file_admin_proto_msgTypes[69]
+	mi := &file_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4294,7 +4615,7 @@ func (x *SweepOrphansRequest) String() string {
 func (*SweepOrphansRequest) ProtoMessage() {}
 
 func (x *SweepOrphansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[69]
+	mi := &file_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4307,7 +4628,7 @@ func (x *SweepOrphansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepOrphansRequest.ProtoReflect.Descriptor instead.
 func (*SweepOrphansRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{69}
+	return file_admin_proto_rawDescGZIP(), []int{73}
 }
 
 type SweepOrphansResponse struct {
@@ -4319,7 +4640,7 @@ type SweepOrphansResponse struct {
 
 func (x *SweepOrphansResponse) Reset() {
 	*x = SweepOrphansResponse{}
-	mi := &file_admin_proto_msgTypes[70]
+	mi := &file_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4331,7 +4652,7 @@ func (x *SweepOrphansResponse) String() string {
 func (*SweepOrphansResponse) ProtoMessage() {}
 
 func (x *SweepOrphansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[70]
+	mi := &file_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4344,7 +4665,7 @@ func (x *SweepOrphansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepOrphansResponse.ProtoReflect.Descriptor instead.
 func (*SweepOrphansResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{70}
+	return file_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SweepOrphansResponse) GetDestroyed() []*Orphan {
@@ -4400,7 +4721,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
 	"\ameaning\x18\x03 \x01(\tR\ameaning\x12\x16\n" +
-	"\x06action\x18\x04 \x01(\tR\x06action\"\xfa\x02\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\"\xa0\x03\n" +
 	"\x06Tenant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4416,7 +4737,22 @@ const file_admin_proto_rawDesc = "" +
 	" \x01(\x04R\x05index\x12&\n" +
 	"\x06limits\x18\v \x03(\v2\x0e.kekd.v1.LimitR\x06limits\x12!\n" +
 	"\fobjects_used\x18\f \x01(\x04R\vobjectsUsed\x12!\n" +
-	"\fobjects_left\x18\r \x01(\x04R\vobjectsLeft\"/\n" +
+	"\fobjects_left\x18\r \x01(\x04R\vobjectsLeft\x12$\n" +
+	"\x05fence\x18\x0e \x01(\v2\x0e.kekd.v1.FenceR\x05fence\"z\n" +
+	"\x05Fence\x12\x16\n" +
+	"\x06fenced\x18\x01 \x01(\bR\x06fenced\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x18\n" +
+	"\aelapsed\x18\x03 \x01(\x03R\aelapsed\x12)\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x13.kekd.v1.FencedNodeR\x05nodes\"B\n" +
+	"\n" +
+	"FencedNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03how\x18\x03 \x01(\tR\x03how\".\n" +
+	"\x14GetFenceBoundRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"-\n" +
+	"\x15GetFenceBoundResponse\x12\x14\n" +
+	"\x05bound\x18\x01 \x01(\x03R\x05bound\"/\n" +
 	"\x05Limit\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x10\n" +
 	"\x03per\x18\x02 \x01(\x03R\x03per\"0\n" +
@@ -4430,20 +4766,22 @@ const file_admin_proto_rawDesc = "" +
 	"\x13ListTenantsResponse\x12)\n" +
 	"\atenants\x18\x01 \x03(\v2\x0f.kekd.v1.TenantR\atenants\"&\n" +
 	"\x10GetTenantRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"i\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x82\x01\n" +
 	"\x14DisableTenantRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"h\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\ano_wait\x18\x04 \x01(\bR\x06noWait\"h\n" +
 	"\x13EnableTenantRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xb2\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xcb\x01\n" +
 	"\x10SetTenantRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
 	"\rmax_staleness\x18\x03 \x01(\x03H\x00R\fmaxStaleness\x88\x01\x01\x12'\n" +
-	"\x06limits\x18\x04 \x01(\v2\x0f.kekd.v1.LimitsR\x06limitsB\x10\n" +
+	"\x06limits\x18\x04 \x01(\v2\x0f.kekd.v1.LimitsR\x06limits\x12\x17\n" +
+	"\ano_wait\x18\x05 \x01(\bR\x06noWaitB\x10\n" +
 	"\x0e_max_staleness\"(\n" +
 	"\x12WatchTenantRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\xb6\x02\n" +
@@ -4464,7 +4802,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x06Caller\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x10\n" +
-	"\x03pid\x18\x03 \x01(\x05R\x03pid\"\xf6\x01\n" +
+	"\x03pid\x18\x03 \x01(\x05R\x03pid\"\x9c\x02\n" +
 	"\x03Key\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x0e\n" +
@@ -4474,7 +4812,8 @@ const file_admin_proto_rawDesc = "" +
 	"\frotate_every\x18\x05 \x01(\x03R\vrotateEvery\x12,\n" +
 	"\x12min_unwrap_version\x18\x06 \x01(\rR\x10minUnwrapVersion\x12/\n" +
 	"\bversions\x18\a \x03(\v2\x13.kekd.v1.KeyVersionR\bversions\x12\x14\n" +
-	"\x05index\x18\b \x01(\x04R\x05index\"\xd6\x01\n" +
+	"\x05index\x18\b \x01(\x04R\x05index\x12$\n" +
+	"\x05fence\x18\t \x01(\v2\x0e.kekd.v1.FenceR\x05fence\"\xd6\x01\n" +
 	"\n" +
 	"KeyVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -4503,20 +4842,22 @@ const file_admin_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\"K\n" +
 	"\x10RotateKeyRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\"\xcb\x01\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"\xe4\x01\n" +
 	"\rSetKeyRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x121\n" +
 	"\x12min_unwrap_version\x18\x03 \x01(\rH\x00R\x10minUnwrapVersion\x88\x01\x01\x12&\n" +
-	"\frotate_every\x18\x04 \x01(\x03H\x01R\vrotateEvery\x88\x01\x01B\x15\n" +
+	"\frotate_every\x18\x04 \x01(\x03H\x01R\vrotateEvery\x88\x01\x01\x12\x17\n" +
+	"\ano_wait\x18\x05 \x01(\bR\x06noWaitB\x15\n" +
 	"\x13_min_unwrap_versionB\x0f\n" +
-	"\r_rotate_every\"\x93\x01\n" +
+	"\r_rotate_every\"\xac\x01\n" +
 	"\x19SetKeyVersionStateRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x1f\n" +
 	"\vkey_version\x18\x02 \x01(\tR\n" +
 	"keyVersion\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"z\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
+	"\ano_wait\x18\x05 \x01(\bR\x06noWait\"z\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
 	"\x03uid\x18\x02 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
@@ -4534,32 +4875,38 @@ const file_admin_proto_rawDesc = "" +
 	"\x04_gid\"\x15\n" +
 	"\x13ListServicesRequest\"D\n" +
 	"\x14ListServicesResponse\x12,\n" +
-	"\bservices\x18\x01 \x03(\v2\x10.kekd.v1.ServiceR\bservices\"Q\n" +
+	"\bservices\x18\x01 \x03(\v2\x10.kekd.v1.ServiceR\bservices\"j\n" +
 	"\x14DeleteServiceRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"-\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
+	"\ano_wait\x18\x03 \x01(\bR\x06noWait\"S\n" +
 	"\x15DeleteServiceResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"H\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12$\n" +
+	"\x05fence\x18\x02 \x01(\v2\x0e.kekd.v1.FenceR\x05fence\"H\n" +
 	"\x0fRequiredContext\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x88\x01\x01B\b\n" +
-	"\x06_value\"\xe0\x01\n" +
+	"\x06_value\"\x86\x02\n" +
 	"\x04Rule\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12\x10\n" +
 	"\x03ops\x18\x03 \x03(\tR\x03ops\x12C\n" +
 	"\x10required_context\x18\x04 \x03(\v2\x18.kekd.v1.RequiredContextR\x0frequiredContext\x12%\n" +
 	"\x0erequire_reason\x18\x05 \x01(\bR\rrequireReason\x12&\n" +
-	"\x06limits\x18\x06 \x03(\v2\x0e.kekd.v1.LimitR\x06limits\"^\n" +
+	"\x06limits\x18\x06 \x03(\v2\x0e.kekd.v1.LimitR\x06limits\x12$\n" +
+	"\x05fence\x18\a \x01(\v2\x0e.kekd.v1.FenceR\x05fence\"w\n" +
 	"\x12AllowPolicyRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12!\n" +
-	"\x04rule\x18\x02 \x01(\v2\r.kekd.v1.RuleR\x04rule\"p\n" +
+	"\x04rule\x18\x02 \x01(\v2\r.kekd.v1.RuleR\x04rule\x12\x17\n" +
+	"\ano_wait\x18\x03 \x01(\bR\x06noWait\"\x89\x01\n" +
 	"\x13RevokePolicyRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
-	"\apattern\x18\x03 \x01(\tR\apattern\",\n" +
+	"\apattern\x18\x03 \x01(\tR\apattern\x12\x17\n" +
+	"\ano_wait\x18\x04 \x01(\bR\x06noWait\"R\n" +
 	"\x14RevokePolicyResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"/\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12$\n" +
+	"\x05fence\x18\x02 \x01(\v2\x0e.kekd.v1.FenceR\x05fence\"/\n" +
 	"\x13ListPoliciesRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\";\n" +
 	"\x14ListPoliciesResponse\x12#\n" +
@@ -4655,7 +5002,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"S\n" +
 	"\x16RestoreSnapshotRequest\x12%\n" +
 	"\x0eidempotency_id\x18\x01 \x01(\fR\ridempotencyId\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xb5\x02\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xdb\x02\n" +
 	"\x17RestoreSnapshotResponse\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12%\n" +
 	"\x0esnapshot_index\x18\x02 \x01(\x04R\rsnapshotIndex\x12#\n" +
@@ -4664,7 +5011,8 @@ const file_admin_proto_rawDesc = "" +
 	"\bleft_out\x18\x05 \x03(\tR\aleftOut\x12\x14\n" +
 	"\x05index\x18\x06 \x01(\x04R\x05index\x12'\n" +
 	"\x0ftightened_count\x18\a \x01(\x04R\x0etightenedCount\x12$\n" +
-	"\x0eleft_out_count\x18\b \x01(\x04R\fleftOutCount\"g\n" +
+	"\x0eleft_out_count\x18\b \x01(\x04R\fleftOutCount\x12$\n" +
+	"\x05fence\x18\t \x01(\v2\x0e.kekd.v1.FenceR\x05fence\"g\n" +
 	"\rRestoreChange\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
@@ -4678,7 +5026,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05label\x18\x02 \x01(\tR\x05label\"\x15\n" +
 	"\x13SweepOrphansRequest\"E\n" +
 	"\x14SweepOrphansResponse\x12-\n" +
-	"\tdestroyed\x18\x01 \x03(\v2\x0f.kekd.v1.OrphanR\tdestroyed2\x80\x12\n" +
+	"\tdestroyed\x18\x01 \x03(\v2\x0f.kekd.v1.OrphanR\tdestroyed2\xd0\x12\n" +
 	"\fAdminService\x127\n" +
 	"\tGetStatus\x12\x19.kekd.v1.GetStatusRequest\x1a\x0f.kekd.v1.Status\x129\n" +
 	"\x06Doctor\x12\x16.kekd.v1.DoctorRequest\x1a\x17.kekd.v1.DoctorResponse\x12=\n" +
@@ -4687,7 +5035,8 @@ const file_admin_proto_rawDesc = "" +
 	"\tGetTenant\x12\x19.kekd.v1.GetTenantRequest\x1a\x0f.kekd.v1.Tenant\x12?\n" +
 	"\rDisableTenant\x12\x1d.kekd.v1.DisableTenantRequest\x1a\x0f.kekd.v1.Tenant\x12=\n" +
 	"\fEnableTenant\x12\x1c.kekd.v1.EnableTenantRequest\x1a\x0f.kekd.v1.Tenant\x127\n" +
-	"\tSetTenant\x12\x19.kekd.v1.SetTenantRequest\x1a\x0f.kekd.v1.Tenant\x12B\n" +
+	"\tSetTenant\x12\x19.kekd.v1.SetTenantRequest\x1a\x0f.kekd.v1.Tenant\x12N\n" +
+	"\rGetFenceBound\x12\x1d.kekd.v1.GetFenceBoundRequest\x1a\x1e.kekd.v1.GetFenceBoundResponse\x12B\n" +
 	"\vWatchTenant\x12\x1b.kekd.v1.WatchTenantRequest\x1a\x14.kekd.v1.TenantEvent0\x01\x124\n" +
 	"\tCreateKey\x12\x19.kekd.v1.CreateKeyRequest\x1a\f.kekd.v1.Key\x12?\n" +
 	"\bListKeys\x12\x18.kekd.v1.ListKeysRequest\x1a\x19.kekd.v1.ListKeysResponse\x12.\n" +
@@ -4730,7 +5079,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),           // 0: kekd.v1.GetStatusRequest
 	(*Status)(nil),                     // 1: kekd.v1.Status
@@ -4739,170 +5088,183 @@ var file_admin_proto_goTypes = []any{
 	(*DoctorResponse)(nil),             // 4: kekd.v1.DoctorResponse
 	(*Check)(nil),                      // 5: kekd.v1.Check
 	(*Tenant)(nil),                     // 6: kekd.v1.Tenant
-	(*Limit)(nil),                      // 7: kekd.v1.Limit
-	(*Limits)(nil),                     // 8: kekd.v1.Limits
-	(*CreateTenantRequest)(nil),        // 9: kekd.v1.CreateTenantRequest
-	(*ListTenantsRequest)(nil),         // 10: kekd.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),        // 11: kekd.v1.ListTenantsResponse
-	(*GetTenantRequest)(nil),           // 12: kekd.v1.GetTenantRequest
-	(*DisableTenantRequest)(nil),       // 13: kekd.v1.DisableTenantRequest
-	(*EnableTenantRequest)(nil),        // 14: kekd.v1.EnableTenantRequest
-	(*SetTenantRequest)(nil),           // 15: kekd.v1.SetTenantRequest
-	(*WatchTenantRequest)(nil),         // 16: kekd.v1.WatchTenantRequest
-	(*TenantEvent)(nil),                // 17: kekd.v1.TenantEvent
-	(*Caller)(nil),                     // 18: kekd.v1.Caller
-	(*Key)(nil),                        // 19: kekd.v1.Key
-	(*KeyVersion)(nil),                 // 20: kekd.v1.KeyVersion
-	(*KeyVersionRegion)(nil),           // 21: kekd.v1.KeyVersionRegion
-	(*CreateKeyRequest)(nil),           // 22: kekd.v1.CreateKeyRequest
-	(*ListKeysRequest)(nil),            // 23: kekd.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),           // 24: kekd.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),              // 25: kekd.v1.GetKeyRequest
-	(*RotateKeyRequest)(nil),           // 26: kekd.v1.RotateKeyRequest
-	(*SetKeyRequest)(nil),              // 27: kekd.v1.SetKeyRequest
-	(*SetKeyVersionStateRequest)(nil),  // 28: kekd.v1.SetKeyVersionStateRequest
-	(*Service)(nil),                    // 29: kekd.v1.Service
-	(*CreateServiceRequest)(nil),       // 30: kekd.v1.CreateServiceRequest
-	(*ListServicesRequest)(nil),        // 31: kekd.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),       // 32: kekd.v1.ListServicesResponse
-	(*DeleteServiceRequest)(nil),       // 33: kekd.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),      // 34: kekd.v1.DeleteServiceResponse
-	(*RequiredContext)(nil),            // 35: kekd.v1.RequiredContext
-	(*Rule)(nil),                       // 36: kekd.v1.Rule
-	(*AllowPolicyRequest)(nil),         // 37: kekd.v1.AllowPolicyRequest
-	(*RevokePolicyRequest)(nil),        // 38: kekd.v1.RevokePolicyRequest
-	(*RevokePolicyResponse)(nil),       // 39: kekd.v1.RevokePolicyResponse
-	(*ListPoliciesRequest)(nil),        // 40: kekd.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),       // 41: kekd.v1.ListPoliciesResponse
-	(*ExplainPolicyRequest)(nil),       // 42: kekd.v1.ExplainPolicyRequest
-	(*ExplainPolicyResponse)(nil),      // 43: kekd.v1.ExplainPolicyResponse
-	(*TailAuditRequest)(nil),           // 44: kekd.v1.TailAuditRequest
-	(*AuditRecord)(nil),                // 45: kekd.v1.AuditRecord
-	(*VerifyAuditRequest)(nil),         // 46: kekd.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 47: kekd.v1.VerifyAuditResponse
-	(*AuditChain)(nil),                 // 48: kekd.v1.AuditChain
-	(*AuditFault)(nil),                 // 49: kekd.v1.AuditFault
-	(*InviteNodeRequest)(nil),          // 50: kekd.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),         // 51: kekd.v1.InviteNodeResponse
-	(*Node)(nil),                       // 52: kekd.v1.Node
-	(*ListNodesRequest)(nil),           // 53: kekd.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),          // 54: kekd.v1.ListNodesResponse
-	(*RemoveNodeRequest)(nil),          // 55: kekd.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),         // 56: kekd.v1.RemoveNodeResponse
-	(*PromoteNodeRequest)(nil),         // 57: kekd.v1.PromoteNodeRequest
-	(*DemoteNodeRequest)(nil),          // 58: kekd.v1.DemoteNodeRequest
-	(*TransferLeadershipRequest)(nil),  // 59: kekd.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 60: kekd.v1.TransferLeadershipResponse
-	(*SaveSnapshotRequest)(nil),        // 61: kekd.v1.SaveSnapshotRequest
-	(*SnapshotChunk)(nil),              // 62: kekd.v1.SnapshotChunk
-	(*RestoreSnapshotRequest)(nil),     // 63: kekd.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 64: kekd.v1.RestoreSnapshotResponse
-	(*RestoreChange)(nil),              // 65: kekd.v1.RestoreChange
-	(*ListOrphansRequest)(nil),         // 66: kekd.v1.ListOrphansRequest
-	(*ListOrphansResponse)(nil),        // 67: kekd.v1.ListOrphansResponse
-	(*Orphan)(nil),                     // 68: kekd.v1.Orphan
-	(*SweepOrphansRequest)(nil),        // 69: kekd.v1.SweepOrphansRequest
-	(*SweepOrphansResponse)(nil),       // 70: kekd.v1.SweepOrphansResponse
-	(*ContextEntry)(nil),               // 71: kekd.v1.ContextEntry
+	(*Fence)(nil),                      // 7: kekd.v1.Fence
+	(*FencedNode)(nil),                 // 8: kekd.v1.FencedNode
+	(*GetFenceBoundRequest)(nil),       // 9: kekd.v1.GetFenceBoundRequest
+	(*GetFenceBoundResponse)(nil),      // 10: kekd.v1.GetFenceBoundResponse
+	(*Limit)(nil),                      // 11: kekd.v1.Limit
+	(*Limits)(nil),                     // 12: kekd.v1.Limits
+	(*CreateTenantRequest)(nil),        // 13: kekd.v1.CreateTenantRequest
+	(*ListTenantsRequest)(nil),         // 14: kekd.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),        // 15: kekd.v1.ListTenantsResponse
+	(*GetTenantRequest)(nil),           // 16: kekd.v1.GetTenantRequest
+	(*DisableTenantRequest)(nil),       // 17: kekd.v1.DisableTenantRequest
+	(*EnableTenantRequest)(nil),        // 18: kekd.v1.EnableTenantRequest
+	(*SetTenantRequest)(nil),           // 19: kekd.v1.SetTenantRequest
+	(*WatchTenantRequest)(nil),         // 20: kekd.v1.WatchTenantRequest
+	(*TenantEvent)(nil),                // 21: kekd.v1.TenantEvent
+	(*Caller)(nil),                     // 22: kekd.v1.Caller
+	(*Key)(nil),                        // 23: kekd.v1.Key
+	(*KeyVersion)(nil),                 // 24: kekd.v1.KeyVersion
+	(*KeyVersionRegion)(nil),           // 25: kekd.v1.KeyVersionRegion
+	(*CreateKeyRequest)(nil),           // 26: kekd.v1.CreateKeyRequest
+	(*ListKeysRequest)(nil),            // 27: kekd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 28: kekd.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 29: kekd.v1.GetKeyRequest
+	(*RotateKeyRequest)(nil),           // 30: kekd.v1.RotateKeyRequest
+	(*SetKeyRequest)(nil),              // 31: kekd.v1.SetKeyRequest
+	(*SetKeyVersionStateRequest)(nil),  // 32: kekd.v1.SetKeyVersionStateRequest
+	(*Service)(nil),                    // 33: kekd.v1.Service
+	(*CreateServiceRequest)(nil),       // 34: kekd.v1.CreateServiceRequest
+	(*ListServicesRequest)(nil),        // 35: kekd.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),       // 36: kekd.v1.ListServicesResponse
+	(*DeleteServiceRequest)(nil),       // 37: kekd.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),      // 38: kekd.v1.DeleteServiceResponse
+	(*RequiredContext)(nil),            // 39: kekd.v1.RequiredContext
+	(*Rule)(nil),                       // 40: kekd.v1.Rule
+	(*AllowPolicyRequest)(nil),         // 41: kekd.v1.AllowPolicyRequest
+	(*RevokePolicyRequest)(nil),        // 42: kekd.v1.RevokePolicyRequest
+	(*RevokePolicyResponse)(nil),       // 43: kekd.v1.RevokePolicyResponse
+	(*ListPoliciesRequest)(nil),        // 44: kekd.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),       // 45: kekd.v1.ListPoliciesResponse
+	(*ExplainPolicyRequest)(nil),       // 46: kekd.v1.ExplainPolicyRequest
+	(*ExplainPolicyResponse)(nil),      // 47: kekd.v1.ExplainPolicyResponse
+	(*TailAuditRequest)(nil),           // 48: kekd.v1.TailAuditRequest
+	(*AuditRecord)(nil),                // 49: kekd.v1.AuditRecord
+	(*VerifyAuditRequest)(nil),         // 50: kekd.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 51: kekd.v1.VerifyAuditResponse
+	(*AuditChain)(nil),                 // 52: kekd.v1.AuditChain
+	(*AuditFault)(nil),                 // 53: kekd.v1.AuditFault
+	(*InviteNodeRequest)(nil),          // 54: kekd.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),         // 55: kekd.v1.InviteNodeResponse
+	(*Node)(nil),                       // 56: kekd.v1.Node
+	(*ListNodesRequest)(nil),           // 57: kekd.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),          // 58: kekd.v1.ListNodesResponse
+	(*RemoveNodeRequest)(nil),          // 59: kekd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),         // 60: kekd.v1.RemoveNodeResponse
+	(*PromoteNodeRequest)(nil),         // 61: kekd.v1.PromoteNodeRequest
+	(*DemoteNodeRequest)(nil),          // 62: kekd.v1.DemoteNodeRequest
+	(*TransferLeadershipRequest)(nil),  // 63: kekd.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 64: kekd.v1.TransferLeadershipResponse
+	(*SaveSnapshotRequest)(nil),        // 65: kekd.v1.SaveSnapshotRequest
+	(*SnapshotChunk)(nil),              // 66: kekd.v1.SnapshotChunk
+	(*RestoreSnapshotRequest)(nil),     // 67: kekd.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 68: kekd.v1.RestoreSnapshotResponse
+	(*RestoreChange)(nil),              // 69: kekd.v1.RestoreChange
+	(*ListOrphansRequest)(nil),         // 70: kekd.v1.ListOrphansRequest
+	(*ListOrphansResponse)(nil),        // 71: kekd.v1.ListOrphansResponse
+	(*Orphan)(nil),                     // 72: kekd.v1.Orphan
+	(*SweepOrphansRequest)(nil),        // 73: kekd.v1.SweepOrphansRequest
+	(*SweepOrphansResponse)(nil),       // 74: kekd.v1.SweepOrphansResponse
+	(*ContextEntry)(nil),               // 75: kekd.v1.ContextEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	2,  // 0: kekd.v1.Status.hsm:type_name -> kekd.v1.HSMStatus
 	5,  // 1: kekd.v1.DoctorResponse.checks:type_name -> kekd.v1.Check
-	68, // 2: kekd.v1.DoctorResponse.orphans:type_name -> kekd.v1.Orphan
-	7,  // 3: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
-	7,  // 4: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
-	6,  // 5: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
-	8,  // 6: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
-	18, // 7: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
-	20, // 8: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
-	21, // 9: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
-	19, // 10: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
-	29, // 11: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
-	35, // 12: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
-	7,  // 13: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
-	36, // 14: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
-	36, // 15: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
-	71, // 16: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
-	36, // 17: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
-	48, // 18: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
-	49, // 19: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
-	52, // 20: kekd.v1.ListNodesResponse.nodes:type_name -> kekd.v1.Node
-	65, // 21: kekd.v1.RestoreSnapshotResponse.tightened:type_name -> kekd.v1.RestoreChange
-	68, // 22: kekd.v1.ListOrphansResponse.orphans:type_name -> kekd.v1.Orphan
-	68, // 23: kekd.v1.SweepOrphansResponse.destroyed:type_name -> kekd.v1.Orphan
-	0,  // 24: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
-	3,  // 25: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
-	9,  // 26: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
-	10, // 27: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
-	12, // 28: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
-	13, // 29: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
-	14, // 30: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
-	15, // 31: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
-	16, // 32: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
-	22, // 33: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
-	23, // 34: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
-	25, // 35: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
-	26, // 36: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
-	27, // 37: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
-	28, // 38: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
-	30, // 39: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
-	31, // 40: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
-	33, // 41: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
-	37, // 42: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
-	38, // 43: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
-	40, // 44: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
-	42, // 45: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
-	44, // 46: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
-	46, // 47: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
-	50, // 48: kekd.v1.AdminService.InviteNode:input_type -> kekd.v1.InviteNodeRequest
-	53, // 49: kekd.v1.AdminService.ListNodes:input_type -> kekd.v1.ListNodesRequest
-	55, // 50: kekd.v1.AdminService.RemoveNode:input_type -> kekd.v1.RemoveNodeRequest
-	57, // 51: kekd.v1.AdminService.PromoteNode:input_type -> kekd.v1.PromoteNodeRequest
-	58, // 52: kekd.v1.AdminService.DemoteNode:input_type -> kekd.v1.DemoteNodeRequest
-	59, // 53: kekd.v1.AdminService.TransferLeadership:input_type -> kekd.v1.TransferLeadershipRequest
-	61, // 54: kekd.v1.AdminService.SaveSnapshot:input_type -> kekd.v1.SaveSnapshotRequest
-	63, // 55: kekd.v1.AdminService.RestoreSnapshot:input_type -> kekd.v1.RestoreSnapshotRequest
-	66, // 56: kekd.v1.AdminService.ListOrphans:input_type -> kekd.v1.ListOrphansRequest
-	69, // 57: kekd.v1.AdminService.SweepOrphans:input_type -> kekd.v1.SweepOrphansRequest
-	1,  // 58: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
-	4,  // 59: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
-	6,  // 60: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
-	11, // 61: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
-	6,  // 62: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
-	6,  // 63: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
-	6,  // 64: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
-	6,  // 65: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
-	17, // 66: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
-	19, // 67: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
-	24, // 68: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
-	19, // 69: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
-	19, // 70: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
-	19, // 71: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
-	19, // 72: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
-	29, // 73: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
-	32, // 74: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
-	34, // 75: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
-	36, // 76: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
-	39, // 77: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
-	41, // 78: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
-	43, // 79: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
-	45, // 80: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
-	47, // 81: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
-	51, // 82: kekd.v1.AdminService.InviteNode:output_type -> kekd.v1.InviteNodeResponse
-	54, // 83: kekd.v1.AdminService.ListNodes:output_type -> kekd.v1.ListNodesResponse
-	56, // 84: kekd.v1.AdminService.RemoveNode:output_type -> kekd.v1.RemoveNodeResponse
-	52, // 85: kekd.v1.AdminService.PromoteNode:output_type -> kekd.v1.Node
-	52, // 86: kekd.v1.AdminService.DemoteNode:output_type -> kekd.v1.Node
-	60, // 87: kekd.v1.AdminService.TransferLeadership:output_type -> kekd.v1.TransferLeadershipResponse
-	62, // 88: kekd.v1.AdminService.SaveSnapshot:output_type -> kekd.v1.SnapshotChunk
-	64, // 89: kekd.v1.AdminService.RestoreSnapshot:output_type -> kekd.v1.RestoreSnapshotResponse
-	67, // 90: kekd.v1.AdminService.ListOrphans:output_type -> kekd.v1.ListOrphansResponse
-	70, // 91: kekd.v1.AdminService.SweepOrphans:output_type -> kekd.v1.SweepOrphansResponse
-	58, // [58:92] is the sub-list for method output_type
-	24, // [24:58] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	72, // 2: kekd.v1.DoctorResponse.orphans:type_name -> kekd.v1.Orphan
+	11, // 3: kekd.v1.Tenant.limits:type_name -> kekd.v1.Limit
+	7,  // 4: kekd.v1.Tenant.fence:type_name -> kekd.v1.Fence
+	8,  // 5: kekd.v1.Fence.nodes:type_name -> kekd.v1.FencedNode
+	11, // 6: kekd.v1.Limits.limits:type_name -> kekd.v1.Limit
+	6,  // 7: kekd.v1.ListTenantsResponse.tenants:type_name -> kekd.v1.Tenant
+	12, // 8: kekd.v1.SetTenantRequest.limits:type_name -> kekd.v1.Limits
+	22, // 9: kekd.v1.TenantEvent.caller:type_name -> kekd.v1.Caller
+	24, // 10: kekd.v1.Key.versions:type_name -> kekd.v1.KeyVersion
+	7,  // 11: kekd.v1.Key.fence:type_name -> kekd.v1.Fence
+	25, // 12: kekd.v1.KeyVersion.regions:type_name -> kekd.v1.KeyVersionRegion
+	23, // 13: kekd.v1.ListKeysResponse.keys:type_name -> kekd.v1.Key
+	33, // 14: kekd.v1.ListServicesResponse.services:type_name -> kekd.v1.Service
+	7,  // 15: kekd.v1.DeleteServiceResponse.fence:type_name -> kekd.v1.Fence
+	39, // 16: kekd.v1.Rule.required_context:type_name -> kekd.v1.RequiredContext
+	11, // 17: kekd.v1.Rule.limits:type_name -> kekd.v1.Limit
+	7,  // 18: kekd.v1.Rule.fence:type_name -> kekd.v1.Fence
+	40, // 19: kekd.v1.AllowPolicyRequest.rule:type_name -> kekd.v1.Rule
+	7,  // 20: kekd.v1.RevokePolicyResponse.fence:type_name -> kekd.v1.Fence
+	40, // 21: kekd.v1.ListPoliciesResponse.rules:type_name -> kekd.v1.Rule
+	75, // 22: kekd.v1.ExplainPolicyRequest.context:type_name -> kekd.v1.ContextEntry
+	40, // 23: kekd.v1.ExplainPolicyResponse.rule:type_name -> kekd.v1.Rule
+	52, // 24: kekd.v1.VerifyAuditResponse.chains:type_name -> kekd.v1.AuditChain
+	53, // 25: kekd.v1.VerifyAuditResponse.faults:type_name -> kekd.v1.AuditFault
+	56, // 26: kekd.v1.ListNodesResponse.nodes:type_name -> kekd.v1.Node
+	69, // 27: kekd.v1.RestoreSnapshotResponse.tightened:type_name -> kekd.v1.RestoreChange
+	7,  // 28: kekd.v1.RestoreSnapshotResponse.fence:type_name -> kekd.v1.Fence
+	72, // 29: kekd.v1.ListOrphansResponse.orphans:type_name -> kekd.v1.Orphan
+	72, // 30: kekd.v1.SweepOrphansResponse.destroyed:type_name -> kekd.v1.Orphan
+	0,  // 31: kekd.v1.AdminService.GetStatus:input_type -> kekd.v1.GetStatusRequest
+	3,  // 32: kekd.v1.AdminService.Doctor:input_type -> kekd.v1.DoctorRequest
+	13, // 33: kekd.v1.AdminService.CreateTenant:input_type -> kekd.v1.CreateTenantRequest
+	14, // 34: kekd.v1.AdminService.ListTenants:input_type -> kekd.v1.ListTenantsRequest
+	16, // 35: kekd.v1.AdminService.GetTenant:input_type -> kekd.v1.GetTenantRequest
+	17, // 36: kekd.v1.AdminService.DisableTenant:input_type -> kekd.v1.DisableTenantRequest
+	18, // 37: kekd.v1.AdminService.EnableTenant:input_type -> kekd.v1.EnableTenantRequest
+	19, // 38: kekd.v1.AdminService.SetTenant:input_type -> kekd.v1.SetTenantRequest
+	9,  // 39: kekd.v1.AdminService.GetFenceBound:input_type -> kekd.v1.GetFenceBoundRequest
+	20, // 40: kekd.v1.AdminService.WatchTenant:input_type -> kekd.v1.WatchTenantRequest
+	26, // 41: kekd.v1.AdminService.CreateKey:input_type -> kekd.v1.CreateKeyRequest
+	27, // 42: kekd.v1.AdminService.ListKeys:input_type -> kekd.v1.ListKeysRequest
+	29, // 43: kekd.v1.AdminService.GetKey:input_type -> kekd.v1.GetKeyRequest
+	30, // 44: kekd.v1.AdminService.RotateKey:input_type -> kekd.v1.RotateKeyRequest
+	31, // 45: kekd.v1.AdminService.SetKey:input_type -> kekd.v1.SetKeyRequest
+	32, // 46: kekd.v1.AdminService.SetKeyVersionState:input_type -> kekd.v1.SetKeyVersionStateRequest
+	34, // 47: kekd.v1.AdminService.CreateService:input_type -> kekd.v1.CreateServiceRequest
+	35, // 48: kekd.v1.AdminService.ListServices:input_type -> kekd.v1.ListServicesRequest
+	37, // 49: kekd.v1.AdminService.DeleteService:input_type -> kekd.v1.DeleteServiceRequest
+	41, // 50: kekd.v1.AdminService.AllowPolicy:input_type -> kekd.v1.AllowPolicyRequest
+	42, // 51: kekd.v1.AdminService.RevokePolicy:input_type -> kekd.v1.RevokePolicyRequest
+	44, // 52: kekd.v1.AdminService.ListPolicies:input_type -> kekd.v1.ListPoliciesRequest
+	46, // 53: kekd.v1.AdminService.ExplainPolicy:input_type -> kekd.v1.ExplainPolicyRequest
+	48, // 54: kekd.v1.AdminService.TailAudit:input_type -> kekd.v1.TailAuditRequest
+	50, // 55: kekd.v1.AdminService.VerifyAudit:input_type -> kekd.v1.VerifyAuditRequest
+	54, // 56: kekd.v1.AdminService.InviteNode:input_type -> kekd.v1.InviteNodeRequest
+	57, // 57: kekd.v1.AdminService.ListNodes:input_type -> kekd.v1.ListNodesRequest
+	59, // 58: kekd.v1.AdminService.RemoveNode:input_type -> kekd.v1.RemoveNodeRequest
+	61, // 59: kekd.v1.AdminService.PromoteNode:input_type -> kekd.v1.PromoteNodeRequest
+	62, // 60: kekd.v1.AdminService.DemoteNode:input_type -> kekd.v1.DemoteNodeRequest
+	63, // 61: kekd.v1.AdminService.TransferLeadership:input_type -> kekd.v1.TransferLeadershipRequest
+	65, // 62: kekd.v1.AdminService.SaveSnapshot:input_type -> kekd.v1.SaveSnapshotRequest
+	67, // 63: kekd.v1.AdminService.RestoreSnapshot:input_type -> kekd.v1.RestoreSnapshotRequest
+	70, // 64: kekd.v1.AdminService.ListOrphans:input_type -> kekd.v1.ListOrphansRequest
+	73, // 65: kekd.v1.AdminService.SweepOrphans:input_type -> kekd.v1.SweepOrphansRequest
+	1,  // 66: kekd.v1.AdminService.GetStatus:output_type -> kekd.v1.Status
+	4,  // 67: kekd.v1.AdminService.Doctor:output_type -> kekd.v1.DoctorResponse
+	6,  // 68: kekd.v1.AdminService.CreateTenant:output_type -> kekd.v1.Tenant
+	15, // 69: kekd.v1.AdminService.ListTenants:output_type -> kekd.v1.ListTenantsResponse
+	6,  // 70: kekd.v1.AdminService.GetTenant:output_type -> kekd.v1.Tenant
+	6,  // 71: kekd.v1.AdminService.DisableTenant:output_type -> kekd.v1.Tenant
+	6,  // 72: kekd.v1.AdminService.EnableTenant:output_type -> kekd.v1.Tenant
+	6,  // 73: kekd.v1.AdminService.SetTenant:output_type -> kekd.v1.Tenant
+	10, // 74: kekd.v1.AdminService.GetFenceBound:output_type -> kekd.v1.GetFenceBoundResponse
+	21, // 75: kekd.v1.AdminService.WatchTenant:output_type -> kekd.v1.TenantEvent
+	23, // 76: kekd.v1.AdminService.CreateKey:output_type -> kekd.v1.Key
+	28, // 77: kekd.v1.AdminService.ListKeys:output_type -> kekd.v1.ListKeysResponse
+	23, // 78: kekd.v1.AdminService.GetKey:output_type -> kekd.v1.Key
+	23, // 79: kekd.v1.AdminService.RotateKey:output_type -> kekd.v1.Key
+	23, // 80: kekd.v1.AdminService.SetKey:output_type -> kekd.v1.Key
+	23, // 81: kekd.v1.AdminService.SetKeyVersionState:output_type -> kekd.v1.Key
+	33, // 82: kekd.v1.AdminService.CreateService:output_type -> kekd.v1.Service
+	36, // 83: kekd.v1.AdminService.ListServices:output_type -> kekd.v1.ListServicesResponse
+	38, // 84: kekd.v1.AdminService.DeleteService:output_type -> kekd.v1.DeleteServiceResponse
+	40, // 85: kekd.v1.AdminService.AllowPolicy:output_type -> kekd.v1.Rule
+	43, // 86: kekd.v1.AdminService.RevokePolicy:output_type -> kekd.v1.RevokePolicyResponse
+	45, // 87: kekd.v1.AdminService.ListPolicies:output_type -> kekd.v1.ListPoliciesResponse
+	47, // 88: kekd.v1.AdminService.ExplainPolicy:output_type -> kekd.v1.ExplainPolicyResponse
+	49, // 89: kekd.v1.AdminService.TailAudit:output_type -> kekd.v1.AuditRecord
+	51, // 90: kekd.v1.AdminService.VerifyAudit:output_type -> kekd.v1.VerifyAuditResponse
+	55, // 91: kekd.v1.AdminService.InviteNode:output_type -> kekd.v1.InviteNodeResponse
+	58, // 92: kekd.v1.AdminService.ListNodes:output_type -> kekd.v1.ListNodesResponse
+	60, // 93: kekd.v1.AdminService.RemoveNode:output_type -> kekd.v1.RemoveNodeResponse
+	56, // 94: kekd.v1.AdminService.PromoteNode:output_type -> kekd.v1.Node
+	56, // 95: kekd.v1.AdminService.DemoteNode:output_type -> kekd.v1.Node
+	64, // 96: kekd.v1.AdminService.TransferLeadership:output_type -> kekd.v1.TransferLeadershipResponse
+	66, // 97: kekd.v1.AdminService.SaveSnapshot:output_type -> kekd.v1.SnapshotChunk
+	68, // 98: kekd.v1.AdminService.RestoreSnapshot:output_type -> kekd.v1.RestoreSnapshotResponse
+	71, // 99: kekd.v1.AdminService.ListOrphans:output_type -> kekd.v1.ListOrphansResponse
+	74, // 100: kekd.v1.AdminService.SweepOrphans:output_type -> kekd.v1.SweepOrphansResponse
+	66, // [66:101] is the sub-list for method output_type
+	31, // [31:66] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -4911,19 +5273,19 @@ func file_admin_proto_init() {
 		return
 	}
 	file_key_proto_init()
-	file_admin_proto_msgTypes[15].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[27].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[29].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[30].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[35].OneofWrappers = []any{}
-	file_admin_proto_msgTypes[52].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[19].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[31].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[33].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[34].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[39].OneofWrappers = []any{}
+	file_admin_proto_msgTypes[56].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   71,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

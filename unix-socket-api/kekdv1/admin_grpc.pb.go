@@ -29,6 +29,7 @@ const (
 	AdminService_DisableTenant_FullMethodName      = "/kekd.v1.AdminService/DisableTenant"
 	AdminService_EnableTenant_FullMethodName       = "/kekd.v1.AdminService/EnableTenant"
 	AdminService_SetTenant_FullMethodName          = "/kekd.v1.AdminService/SetTenant"
+	AdminService_GetFenceBound_FullMethodName      = "/kekd.v1.AdminService/GetFenceBound"
 	AdminService_WatchTenant_FullMethodName        = "/kekd.v1.AdminService/WatchTenant"
 	AdminService_CreateKey_FullMethodName          = "/kekd.v1.AdminService/CreateKey"
 	AdminService_ListKeys_FullMethodName           = "/kekd.v1.AdminService/ListKeys"
@@ -64,6 +65,12 @@ const (
 // AdminService reads and changes the hierarchy. Whoever may open the socket and is root or of the admin
 // group may call it. Each change takes an idempotency ID (16 bytes, or empty for one of the daemon's):
 // a retry with the same ID answers what the first call did.
+//
+// A change that closes something (DisableTenant, SetTenant where it lowers max_staleness, SetKey where it raises
+// min_unwrap_version, SetKeyVersionState but for resume, AllowPolicy where it narrows, RevokePolicy, DeleteService) returns
+// when it is effective on every node, and its answer has a Fence; with no_wait it returns when it is committed. Where that
+// takes longer than GetFenceBound says, or than the caller's deadline, the error is OUTCOME_UNKNOWN, and says what is
+// known: repeat the call under the same ID. A call without a deadline has one of a minute.
 type AdminServiceClient interface {
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*Status, error)
 	// Doctor tries what this node and its token are needed for, and leaves no object in the token.
@@ -74,6 +81,8 @@ type AdminServiceClient interface {
 	DisableTenant(ctx context.Context, in *DisableTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
 	EnableTenant(ctx context.Context, in *EnableTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
 	SetTenant(ctx context.Context, in *SetTenantRequest, opts ...grpc.CallOption) (*Tenant, error)
+	// GetFenceBound tells how long a change that closes may take to be effective, at most, once it is committed.
+	GetFenceBound(ctx context.Context, in *GetFenceBoundRequest, opts ...grpc.CallOption) (*GetFenceBoundResponse, error)
 	// WatchTenant sends what concerns a tenant on this node as it happens, from the call on: uses, refusals,
 	// limits that are hit, changes. The first event has the kind "watch". Who reads too slowly misses events,
 	// is told how many by one of the kind "missed", and holds up nobody.
@@ -110,7 +119,8 @@ type AdminServiceClient interface {
 	// before them: without them it is not whole.
 	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotChunk], error)
 	// RestoreSnapshot tightens the hierarchy by what a snapshot of the same cluster says. It opens nothing, and
-	// does nothing before all of the snapshot has arrived and is found whole.
+	// does nothing before all of the snapshot has arrived and is found whole. It returns when what it closed is effective
+	// on every node.
 	RestoreSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreSnapshotRequest, RestoreSnapshotResponse], error)
 	// ListOrphans lists the key objects in the answering node's token that the hierarchy does not know.
 	// SweepOrphans destroys them; only the node that mints for its region does.
@@ -200,6 +210,16 @@ func (c *adminServiceClient) SetTenant(ctx context.Context, in *SetTenantRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Tenant)
 	err := c.cc.Invoke(ctx, AdminService_SetTenant_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) GetFenceBound(ctx context.Context, in *GetFenceBoundRequest, opts ...grpc.CallOption) (*GetFenceBoundResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetFenceBoundResponse)
+	err := c.cc.Invoke(ctx, AdminService_GetFenceBound_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -503,6 +523,12 @@ func (c *adminServiceClient) SweepOrphans(ctx context.Context, in *SweepOrphansR
 // AdminService reads and changes the hierarchy. Whoever may open the socket and is root or of the admin
 // group may call it. Each change takes an idempotency ID (16 bytes, or empty for one of the daemon's):
 // a retry with the same ID answers what the first call did.
+//
+// A change that closes something (DisableTenant, SetTenant where it lowers max_staleness, SetKey where it raises
+// min_unwrap_version, SetKeyVersionState but for resume, AllowPolicy where it narrows, RevokePolicy, DeleteService) returns
+// when it is effective on every node, and its answer has a Fence; with no_wait it returns when it is committed. Where that
+// takes longer than GetFenceBound says, or than the caller's deadline, the error is OUTCOME_UNKNOWN, and says what is
+// known: repeat the call under the same ID. A call without a deadline has one of a minute.
 type AdminServiceServer interface {
 	GetStatus(context.Context, *GetStatusRequest) (*Status, error)
 	// Doctor tries what this node and its token are needed for, and leaves no object in the token.
@@ -513,6 +539,8 @@ type AdminServiceServer interface {
 	DisableTenant(context.Context, *DisableTenantRequest) (*Tenant, error)
 	EnableTenant(context.Context, *EnableTenantRequest) (*Tenant, error)
 	SetTenant(context.Context, *SetTenantRequest) (*Tenant, error)
+	// GetFenceBound tells how long a change that closes may take to be effective, at most, once it is committed.
+	GetFenceBound(context.Context, *GetFenceBoundRequest) (*GetFenceBoundResponse, error)
 	// WatchTenant sends what concerns a tenant on this node as it happens, from the call on: uses, refusals,
 	// limits that are hit, changes. The first event has the kind "watch". Who reads too slowly misses events,
 	// is told how many by one of the kind "missed", and holds up nobody.
@@ -549,7 +577,8 @@ type AdminServiceServer interface {
 	// before them: without them it is not whole.
 	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SnapshotChunk]) error
 	// RestoreSnapshot tightens the hierarchy by what a snapshot of the same cluster says. It opens nothing, and
-	// does nothing before all of the snapshot has arrived and is found whole.
+	// does nothing before all of the snapshot has arrived and is found whole. It returns when what it closed is effective
+	// on every node.
 	RestoreSnapshot(grpc.ClientStreamingServer[RestoreSnapshotRequest, RestoreSnapshotResponse]) error
 	// ListOrphans lists the key objects in the answering node's token that the hierarchy does not know.
 	// SweepOrphans destroys them; only the node that mints for its region does.
@@ -588,6 +617,9 @@ func (UnimplementedAdminServiceServer) EnableTenant(context.Context, *EnableTena
 }
 func (UnimplementedAdminServiceServer) SetTenant(context.Context, *SetTenantRequest) (*Tenant, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetTenant not implemented")
+}
+func (UnimplementedAdminServiceServer) GetFenceBound(context.Context, *GetFenceBoundRequest) (*GetFenceBoundResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetFenceBound not implemented")
 }
 func (UnimplementedAdminServiceServer) WatchTenant(*WatchTenantRequest, grpc.ServerStreamingServer[TenantEvent]) error {
 	return status.Error(codes.Unimplemented, "method WatchTenant not implemented")
@@ -828,6 +860,24 @@ func _AdminService_SetTenant_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).SetTenant(ctx, req.(*SetTenantRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_GetFenceBound_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetFenceBoundRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetFenceBound(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetFenceBound_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetFenceBound(ctx, req.(*GetFenceBoundRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1306,6 +1356,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetTenant",
 			Handler:    _AdminService_SetTenant_Handler,
+		},
+		{
+			MethodName: "GetFenceBound",
+			Handler:    _AdminService_GetFenceBound_Handler,
 		},
 		{
 			MethodName: "CreateKey",
