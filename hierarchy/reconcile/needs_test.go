@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
 )
 
 // What is closed is dropped from the serving side once, and not at each change of the hierarchy.
@@ -115,6 +116,83 @@ func TestWhatEachStateAsksFor(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What was disabled is left as it is while some node may be in the middle of a use of it; once its fence is complete it is
+// dropped and latched. Fences of rules have nothing to do with that.
+func TestTheLatchFollowsTheFence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, c := range map[string]struct{ shut, open func(r *replicated) error }{
+			"tenant": {func(r *replicated) error { return r.setTenant("acme", disabled) }, func(r *replicated) error { return r.setTenant("acme", enabled) }},
+			"version": {func(r *replicated) error { return r.setVersion("acme", "orders", 1, suspend) },
+				func(r *replicated) error { return r.setVersion("acme", "orders", 1, resume) }},
+		} {
+			r, k := newReplicated(), newToken()
+			rec, stop := run(t.Context(), r, k, k, self)
+			r.hold()
+			r.create("acme", "orders", 0)
+			_ = settled(t.Context(), r, rec, "acme")
+			o := object(r, "acme", "orders")
+			is := func(when string, usable bool, forgotten int) {
+				t.Helper()
+				synctest.Wait()
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				if k.objects[o].Usable != usable || k.forgotten[o] != forgotten {
+					t.Errorf("%s, %s: usable %v, forgotten %d times", name, when, k.objects[o].Usable, k.forgotten[o])
+				}
+			}
+			for n := range 2 {
+				if err := c.shut(r); err != nil {
+					t.Fatal(err)
+				}
+				closing := r.State().Index()
+				is("closed", true, n)
+				r.narrow() // another fence
+				rule := r.State().Index()
+				is("a rule narrowed", true, n)
+				r.complete(closing)
+				is("fenced", false, n+1)
+				r.narrow()
+				is("another rule narrowed", false, n+1)
+				r.complete(rule)
+				r.complete(r.State().Index() - 1)
+				is("all is fenced", false, n+1)
+				if err := c.open(r); err != nil {
+					t.Fatal(err)
+				}
+				is("opened", true, n+1)
+			}
+			// Who opens at once finds it as it was.
+			if err := errors.Join(c.shut(r), c.open(r)); err != nil {
+				t.Fatal(err)
+			}
+			r.complete(r.State().Index() - 1)
+			is("closed and opened", true, 2)
+			stop()
+		}
+	})
+}
+
+// hold has this node be one that may hold a lease, so that what closes has a fence.
+func (r *replicated) hold() {
+	run := hierarchy.NewID()
+	r.must(&commandpb.Command{Body: &commandpb.Command_RegisterIncarnation{RegisterIncarnation: &commandpb.RegisterIncarnation{NodeId: self.ID[:], Incarnation: run[:]}}})
+	uid := uint32(7)
+	r.must(&commandpb.Command{Body: &commandpb.Command_CreateService{CreateService: &commandpb.CreateService{Name: "billing", Uid: &uid}}})
+}
+
+// narrow makes a rule for all tenants, and takes it back.
+func (r *replicated) narrow() {
+	r.must(&commandpb.Command{Body: &commandpb.Command_AllowPolicy{AllowPolicy: &commandpb.AllowPolicy{Rule: &commandpb.Rule{Service: "billing", Pattern: "*/*", Ops: 1}}}})
+	r.must(&commandpb.Command{Body: &commandpb.Command_RevokePolicy{RevokePolicy: &commandpb.RevokePolicy{Service: "billing", Pattern: "*/*"}}})
+}
+
+func (r *replicated) complete(index uint64) {
+	if _, pending := r.State().Fence(index); !pending {
+		panic(fmt.Sprintf("there is no fence at index %d", index))
+	}
+	r.must(&commandpb.Command{Body: &commandpb.Command_CompleteFence{CompleteFence: &commandpb.CompleteFence{Index: index}}})
 }
 
 // What is compromised before it was minted is never minted.

@@ -25,8 +25,9 @@ type need uint8
 const (
 	nothing need = iota // there is to be none, or it does not matter
 	made
-	open   // usable
-	closed // latched, and forgotten by the serving side
+	open    // usable
+	closing // closed, and not on every node yet: it is left as it is
+	closed  // latched, and forgotten by the serving side
 )
 
 // needs is what the state of a version asks of its object in a region: before the region has
@@ -46,6 +47,7 @@ var needs = map[hierarchy.VersionState]struct{ before, after need }{
 
 // placed is a version that is to have an object in a region.
 type placed struct {
+	state   *state.State
 	tenant  *state.Tenant
 	key     *state.Key
 	version *state.Version
@@ -65,13 +67,18 @@ func (p placed) label() string {
 
 func (p placed) need() need {
 	n := needs[p.version.State]
-	switch {
-	case !p.region.Minted:
+	if !p.region.Minted {
 		return n.before
-	case n.after == open && p.tenant.State != hierarchy.TenantEnabled:
-		return closed
 	}
-	return n.after
+	if n.after == open && p.tenant.State == hierarchy.TenantEnabled || n.after == nothing {
+		return n.after
+	}
+	// Who is in the middle of a use by the state before is to hear that it was withdrawn, and not that
+	// the token fails. That nobody is, the fence says.
+	if p.state.Unfenced(p.tenant.ID) {
+		return closing
+	}
+	return closed
 }
 
 // object is that of one attempt at minting.
@@ -84,7 +91,7 @@ func versions(s *state.State, region hierarchy.RegionID) iter.Seq[placed] {
 		for t := range s.Tenants() {
 			for k := range s.Keys(t.ID) {
 				for _, v := range k.Versions {
-					if r, ok := v.Region(region); ok && !yield(placed{t, k, v, r}) {
+					if r, ok := v.Region(region); ok && !yield(placed{s, t, k, v, r}) {
 						return
 					}
 				}
@@ -191,7 +198,7 @@ func (s step) asked(now *state.State) bool {
 		return false
 	}
 	r, ok := v.Region(s.region.Region)
-	return ok && placed{t, k, v, r}.need() == s.need()
+	return ok && placed{now, t, k, v, r}.need() == s.need()
 }
 
 // Orphans are the objects in a token that a daemon has made, and that are of no version that the

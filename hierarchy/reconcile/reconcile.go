@@ -2,6 +2,9 @@
 // created, latches what was disabled, unlatches what was enabled, and sweeps what a minting
 // that was given up has left. It also proposes the rotations that are due.
 //
+// What was disabled is latched once its fence is complete, behind which nobody uses it any more: the latch is for other
+// users of the token.
+//
 // It works by comparison and remembers nothing that it could look up: each pass plans from the
 // hierarchy and from what is in the token, so a step that was interrupted anywhere, by an error
 // or by the end of the process, is found again by the next pass. A step is idempotent, or finds
@@ -338,7 +341,8 @@ func (r *Reconciler) forget(ctx context.Context, s *state.State) map[VersionID]l
 	shut := map[hierarchy.ObjectID]VersionID{}
 	var drop []hierarchy.ObjectID
 	for p := range versions(s, r.self.Region) {
-		if !p.region.Minted || p.need() == open {
+		n := p.need()
+		if !p.region.Minted || n == open || n == closing && !r.forgotten[p.region.Object] {
 			continue
 		}
 		shut[p.region.Object] = p.id()

@@ -48,6 +48,21 @@ func (s *State) Awaited(c *commandpb.Command, index uint64) *Fence {
 	return found
 }
 
+// Unfenced tells of a tenant whether some node may still use its keys by a state from before what has disabled it, or suspended one of
+// its versions. Rules and max_staleness are not about keys.
+func (s *State) Unfenced(tenant hierarchy.TenantID) bool {
+	for _, f := range s.FencesOf(tenant) {
+		switch f.Kind {
+		case "tenant-disable", "key-version-suspend", "restore":
+			return true
+		}
+		if f.Since != 0 { // it stands for others
+			return true
+		}
+	}
+	return false
+}
+
 // closedBefore are the incomplete fences of which one may be of what a command asks for again. Of a rule that is
 // narrowed again there are none: nothing tells which of a tenant's rules a fence is of.
 func (s *State) closedBefore(c *commandpb.Command) (fences []*Fence) {
