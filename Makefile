@@ -5,7 +5,7 @@
 GO       ?= go
 
 # Debian's packages, and a file of each that shows that it is there.
-DEBS := softhsm2:/usr/lib/softhsm/libsofthsm2.so opensc:/usr/bin/pkcs11-tool strace:/usr/bin/strace
+DEBS := softhsm2:/usr/lib/softhsm/libsofthsm2.so opensc:/usr/bin/pkcs11-tool strace:/usr/bin/strace openssh-client:/usr/bin/ssh-keygen
 # Only to generate code again; what is generated is committed.
 PROTO_DEBS := protobuf-compiler:/usr/bin/protoc
 

@@ -13,16 +13,18 @@ const module = "github.com/kekd/kekd/"
 // Everyone may import the words (hierarchy), which import nothing of ours. Only the commands
 // join hsm and cluster.
 var mayImport = map[string][]string{
-	"hierarchy":           {},
-	"hierarchy/commandpb": {},
-	"hierarchy/policy":    {},
-	"hierarchy/envelope":  {},
-	"hierarchy/audit":     {},
-	"hierarchy/state":     {"hierarchy/commandpb", "hierarchy/policy"},
-	"hierarchy/quota":     {"hierarchy/commandpb", "hierarchy/state", "hierarchy/policy"},
-	"hierarchy/custody":   {"hierarchy/state", "hierarchy/policy", "hierarchy/envelope", "hierarchy/audit", "hierarchy/quota", "hsm"},
-	"hierarchy/capacity":  {"hierarchy/state"},
-	"hierarchy/reconcile": {"hierarchy/capacity", "hierarchy/state", "hierarchy/commandpb", "hsm"},
+	"hierarchy":                       {},
+	"hierarchy/commandpb":             {},
+	"hierarchy/policy":                {},
+	"hierarchy/envelope":              {},
+	"hierarchy/audit":                 {},
+	"hierarchy/approval":              {},
+	"hierarchy/state":                 {"hierarchy/commandpb", "hierarchy/policy"},
+	"hierarchy/quota":                 {"hierarchy/commandpb", "hierarchy/state", "hierarchy/policy"},
+	"hierarchy/custody":               {"hierarchy/state", "hierarchy/policy", "hierarchy/envelope", "hierarchy/audit", "hierarchy/quota", "hsm"},
+	"hierarchy/capacity":              {"hierarchy/state"},
+	"hierarchy/approval/approvaltest": {"hierarchy/approval"},
+	"hierarchy/reconcile":             {"hierarchy/capacity", "hierarchy/state", "hierarchy/commandpb", "hsm"},
 
 	"hsm":          {},
 	"hsm/pkcs11":   {"hsm"},
