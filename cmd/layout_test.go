@@ -19,11 +19,11 @@ var mayImport = map[string][]string{
 	"hierarchy/envelope":              {},
 	"hierarchy/audit":                 {},
 	"hierarchy/approval":              {},
+	"hierarchy/approval/approvaltest": {"hierarchy/approval"},
 	"hierarchy/state":                 {"hierarchy/commandpb", "hierarchy/policy"},
 	"hierarchy/quota":                 {"hierarchy/commandpb", "hierarchy/state", "hierarchy/policy"},
 	"hierarchy/custody":               {"hierarchy/state", "hierarchy/policy", "hierarchy/envelope", "hierarchy/audit", "hierarchy/quota", "hsm"},
 	"hierarchy/capacity":              {"hierarchy/state"},
-	"hierarchy/approval/approvaltest": {"hierarchy/approval"},
 	"hierarchy/reconcile":             {"hierarchy/capacity", "hierarchy/state", "hierarchy/commandpb", "hsm"},
 
 	"hsm":          {},

@@ -208,6 +208,7 @@ func TestParseOperatorsRefuses(t *testing.T) {
 		"the type \"alice\" is not known":                           "alice\n",
 		"alice has 9 keys":                                          keys.String(),
 		"there are 65, it must":                                     people.String(),
+		"the type \"\\v\" is not known":                             "\v",
 		"a file of operators has":                                   strings.Repeat("#", 2<<20+1),
 	} {
 		_, err := approval.ParseOperators([]byte(file))

@@ -39,11 +39,11 @@ func ParseOperators(file []byte) ([]Operator, error) {
 	n := 0
 	for line := range strings.Lines(string(file)) {
 		n++
-		line = strings.TrimRight(line, " \t\r\n")
-		if line == "" || line[0] == '#' {
+		fields := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n", r) })
+		if len(fields) == 0 || line[0] == '#' {
 			continue
 		}
-		name, key, err := parseLine(line)
+		name, key, err := parseLine(fields)
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
@@ -99,8 +99,7 @@ func CheckOperators(operators []Operator) error {
 }
 
 // parseLine reads a line that is neither empty nor a comment.
-func parseLine(line string) (string, Key, error) {
-	fields := strings.Fields(line)
+func parseLine(fields []string) (string, Key, error) {
 	kind := fields[0]
 	if _, known := types[kind]; !known {
 		// Options come first, and may have spaces in quotes: only a key's type tells that there are none.
