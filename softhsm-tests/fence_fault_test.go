@@ -19,6 +19,7 @@ import (
 // Clients wrap and unwrap at all nodes of a cluster with voters and non-voters, while a tenant is disabled over and over, each time
 // under a fault. None of what is invoked after a disable has returned succeeds anywhere.
 func TestNobodyIsServedAfterADisable(t *testing.T) {
+	t.Parallel()
 	a := startMembers(t, "eu-west=voting*5")
 	random := moments(t)
 	setUp(t, a.leader().Node, "acme")
@@ -227,7 +228,7 @@ func (u *users) work(ctx context.Context, c *client.Client, node string, wraps b
 			}
 		}
 		u.mu.Unlock()
-		pause(ctx, 3*time.Millisecond)
+		pause(ctx, 5*time.Millisecond)
 	}
 }
 
