@@ -73,7 +73,21 @@ func New(node Node, self hierarchy.NodeID) *Replica { return &Replica{node: node
 //   - What this run has acknowledged to fences after the state, which may be one that a late snapshot has
 //     brought back.
 //   - The failure last, so that nothing is granted by a look that ends after it.
+//
+// A closing may be applied and acknowledged between the two reads. What was read is then old, and the node
+// is not: it is looked at again.
 func (r *Replica) Look() View {
+	v := r.look()
+	for again := 0; again < looksAgain && v.Fault == ErrAcknowledged; again++ {
+		v = r.look()
+	}
+	return v
+}
+
+// looksAgain is how many closings may be acknowledged in the middle of one look each before the node counts as behind.
+const looksAgain = 3
+
+func (r *Replica) look() View {
 	l, s, now := read(r.node)
 	v := View{State: s, Now: r.time.at(s.Stamp(), now)}
 	v.Age, v.Fault = l.Age(now, s.Index())

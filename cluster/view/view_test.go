@@ -80,6 +80,11 @@ var events = map[string]func(*world){
 	"a commit":    (*world).commit,
 	"an apply":    func(w *world) { w.applied = min(w.applied+1, w.last()) },
 	"all applied": func(w *world) { w.applied = w.last() },
+	"a closing is acknowledged": func(w *world) {
+		w.commit()
+		w.applied = w.last()
+		w.acked = w.applied
+	},
 	"a snapshot that comes late": func(w *world) {
 		w.applied, w.restored = max(w.applied-1, 1), true
 	},
