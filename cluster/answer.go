@@ -199,7 +199,7 @@ func (n *Node) newRegion(join *commandpb.JoinNode, m *peerpb.JoinRequest) error 
 	}
 	i, ok := n.State().Invitation(invitation)
 	if !ok {
-		return fmt.Errorf("%w: the invitation was used, has expired, or is of another cluster: make a new one with `kekctl node invite`", hierarchy.ErrNotFound)
+		return fmt.Errorf("%w: the invitation was used, has expired, was replaced by a later one, or is of another cluster: make a new one with `kekctl node invite`", hierarchy.ErrNotFound)
 	}
 	join.Node.RegionId = region[:]
 	join.Region = &commandpb.Region{Id: region[:], Name: m.GetRegion(), Role: commandpb.RegionRole(i.Role)}

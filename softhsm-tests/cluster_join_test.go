@@ -174,7 +174,9 @@ func TestJoinWithTheWrongThing(t *testing.T) {
 	misnamed.Name = "eu-8"
 	misnamed.refused(1, []string{"for node eu-9 of region eu, the configuration names eu-8 of eu"}, "join", "--token-file", expired)
 
-	good := n.invite(by, "", time.Hour)
+	replaced := n.invite(by, "", time.Hour)
+	good := n.invite(c.Nodes[1], "", time.Hour) // of a name whose token was lost: nobody waits until that expires
+	n.refused(1, []string{"replaced by a later one", "invite the node again"}, "join", "--token-file", replaced)
 	n.certified(c, "eu-8")
 	n.refused(1, []string{"eu-8", "eu-9", "certificate"}, "join", "--token-file", good)
 	n.certified(c, n.Name)

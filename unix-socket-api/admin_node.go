@@ -29,7 +29,7 @@ var errAlone = apierr.WithHint(fmt.Errorf("%w: this node has no port for its pee
 
 // errToldOnce is for a retry: what is in the hierarchy of an invitation makes no token.
 var errToldOnce = apierr.WithHint(fmt.Errorf("%w: this was asked for before, under the same idempotency ID: a token is told once, and nobody has kept it", hierarchy.ErrFailedPrecondition),
-	"invite the node again, without the ID and, until that token has expired, under another name")
+	"invite the node again without the ID, which makes that token void")
 
 // roles by the names that they have in the API.
 var roles = map[string]hierarchy.RegionRole{

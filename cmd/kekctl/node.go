@@ -103,7 +103,8 @@ func (a *app) nodeInviteCommand() *cobra.Command {
 		Short: "Make a token with which one node can join, once",
 		Long: `Make a token with which one node can join the cluster, once and for a while, under this name and as what is
 said here. Standard output has the token alone: it is a secret, told once and kept nowhere. Give it to
-'kekd join' on that node. The first node of a region makes the region, whose role has to be said then.`,
+'kekd join' on that node. The first node of a region makes the region, whose role has to be said then.
+Inviting the same name again makes its earlier token void.`,
 		Example: `  kekctl node invite eu-west-2 --region eu-west | ssh eu-west-2 kekd join --config /etc/kekd/kekd.toml
   kekctl node invite us-east-1 --region us-east --role replica`,
 		Args: arguments("NAME"),

@@ -2232,7 +2232,7 @@ func (x *ReserveUses) GetCount() uint64 {
 }
 
 // InviteNode lets one node join. What it is to be stands in the invitation, so that whoever has the token
-// can become that node and no other.
+// can become that node and no other. An earlier invitation of the same name is void from then on.
 type InviteNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Invitation    *Invitation            `protobuf:"bytes,1,opt,name=invitation,proto3" json:"invitation,omitempty"`

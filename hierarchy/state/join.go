@@ -28,11 +28,21 @@ func Proof(secret []byte) [32]byte {
 // ProofHash is what an invitation has of a proof.
 func ProofHash(proof []byte) [32]byte { return sha256.Sum256(proof) }
 
-// inviteNode opens an invitation.
+// inviteNode opens an invitation in the place of an earlier one of that name: a token that was lost, or got
+// into the wrong hands, is made void by inviting again.
 func (d *draft) inviteNode(m *commandpb.InviteNode) error {
 	i, err := invitationFromPB(m.GetInvitation())
 	if err != nil {
 		return err
+	}
+	if _, ok := d.Invitation(i.ID); ok {
+		return fmt.Errorf("%w: an invitation with the ID %s", hierarchy.ErrAlreadyExists, i.ID)
+	}
+	for earlier := range d.Invitations() {
+		if earlier.Node == i.Node {
+			d.deleteInvitation(earlier)
+			break // there is one of a name
+		}
 	}
 	if err := d.checkInvitation(i); err != nil {
 		return err
@@ -59,7 +69,7 @@ func (d *draft) checkInvitation(i *Invitation) error {
 	for other := range d.Invitations() {
 		switch {
 		case other.Node == i.Node:
-			return fmt.Errorf("%w: node %s is invited already, until %s: use that token, wait until it expires, or choose another name", hierarchy.ErrAlreadyExists, i.Node, other.ExpiresAt)
+			return fmt.Errorf("%w: node %s is invited already, until %s", hierarchy.ErrAlreadyExists, i.Node, other.ExpiresAt)
 		case other.Region == i.Region && other.Role != i.Role:
 			return fmt.Errorf("%w: node %s is invited to make region %s a %s region, not a %s one", hierarchy.ErrFailedPrecondition, other.Node, i.Region, other.Role, i.Role)
 		}
@@ -102,7 +112,7 @@ func (d *draft) joinNode(m *commandpb.JoinNode) error {
 	}
 	i, ok := d.Invitation(id)
 	if !ok {
-		return fmt.Errorf("%w: invitation %s: it was used, has expired, or is not of this cluster: invite the node again", hierarchy.ErrNotFound, id)
+		return fmt.Errorf("%w: invitation %s: it was used, has expired, was replaced by a later one, or is not of this cluster: invite the node again", hierarchy.ErrNotFound, id)
 	}
 	if hash := ProofHash(m.GetProof()); subtle.ConstantTimeCompare(hash[:], i.ProofHash[:]) != 1 {
 		return fmt.Errorf("%w: the token does not fit the invitation of node %s: use the one that came with it, or invite the node again", hierarchy.ErrPermissionDenied, i.Node)

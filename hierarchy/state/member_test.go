@@ -56,6 +56,11 @@ func invite(node, region string, role commandpb.RegionRole, voter bool) *command
 	}}}}
 }
 
+// again invites a node once more, under another ID.
+func again(node, region string, role commandpb.RegionRole, voter bool) *commandpb.Command {
+	return with(invite(node, region, role, voter), getInvitation, func(i *commandpb.Invitation) { i.Id = id("another invitation of " + node) })
+}
+
 // join makes an invited node a member of a region that is there.
 func join(node, region string) *commandpb.Command {
 	nid, rid := nodeOf(node), regionOf(region)
@@ -135,7 +140,11 @@ var inviteSteps = []step{
 	{name: "nothing", c: &commandpb.Command{Body: &commandpb.Command_InviteNode{InviteNode: &commandpb.InviteNode{}}}, want: hierarchy.ErrInvalidArgument},
 	{name: "bad name", c: invite("D", "us-east", replica, false), want: hierarchy.ErrInvalidArgument},
 	{name: "name of a member", c: invite("c", "us-east", replica, false), want: hierarchy.ErrAlreadyExists, words: "remove that node first"},
-	{name: "name of another invitation", c: with(invite("next", "eu-west", voting, true), getInvitation, func(i *commandpb.Invitation) { i.Id = id("another") }), want: hierarchy.ErrAlreadyExists, words: "next is invited already"},
+	{name: "again", c: again("next", "eu-west", voting, true)},
+	{name: "again, to a region of another role that nobody else was to make", before: []*commandpb.Command{invite("d", "ap-south", voting, true)}, c: again("d", "ap-south", witness, true)},
+	{name: "again, to a region of a role that somebody else is to make", before: []*commandpb.Command{invite("d", "ap-south", voting, true), invite("e", "ap-south", voting, true)},
+		c: again("d", "ap-south", witness, true), want: hierarchy.ErrFailedPrecondition, words: "node e is invited"},
+	{name: "again with the same ID", c: invite("next", "eu-west", voting, true), want: hierarchy.ErrAlreadyExists, words: "with the ID"},
 	{name: "ID of another invitation", c: with(invite("d", "eu-west", voting, true), getInvitation, func(i *commandpb.Invitation) { i.Id = id("invitation of next") }), want: hierarchy.ErrAlreadyExists},
 	{name: "bad ID", c: with(invite("d", "eu-west", voting, true), getInvitation, func(i *commandpb.Invitation) { i.Id = badID }), want: hierarchy.ErrInvalidArgument},
 	{name: "no hash", c: with(invite("d", "eu-west", voting, true), getInvitation, func(i *commandpb.Invitation) { i.ProofHash = nil }), want: hierarchy.ErrInvalidArgument, words: "32 bytes"},
@@ -163,6 +172,9 @@ var joinSteps = []step{
 	{name: "uninvited", c: join("d", "us-east"), want: hierarchy.ErrNotFound, words: "invite the node again"},
 	{name: "twice with one invitation", before: []*commandpb.Command{join("next", "eu-west")},
 		c: with(join("next", "eu-west"), getJoin, func(m *commandpb.JoinNode) { m.Node.Id = id("another") }), want: hierarchy.ErrNotFound, words: "it was used"},
+	{name: "with one that was replaced", before: []*commandpb.Command{again("next", "eu-west", voting, true)}, c: join("next", "eu-west"), want: hierarchy.ErrNotFound, words: "replaced by a later one"},
+	{name: "with the one that replaced it", before: []*commandpb.Command{again("next", "eu-west", voting, true)},
+		c: with(join("next", "eu-west"), getJoin, func(m *commandpb.JoinNode) { m.InvitationId = id("another invitation of next") })},
 	{name: "too late", before: []*commandpb.Command{later(time.Hour)}, c: join("next", "eu-west"), want: hierarchy.ErrNotFound, words: "has expired"},
 	{name: "in time", before: []*commandpb.Command{later(time.Hour - 2*time.Second)}, c: join("next", "eu-west")},
 	{name: "bad invitation ID", c: with(join("next", "eu-west"), getJoin, func(m *commandpb.JoinNode) { m.InvitationId = badID }), want: hierarchy.ErrInvalidArgument},
@@ -438,6 +450,13 @@ func TestInvitationsAreBounded(t *testing.T) {
 	}
 	if res := m.command(invite("more", "eu-west", voting, true)); !errors.Is(res.Err, hierarchy.ErrCapacity) {
 		t.Errorf("got error %v, want %v", res.Err, hierarchy.ErrCapacity)
+	}
+	m.do(t, again("n7", "eu-west", voting, true)) // takes the place of one
+	if res := m.command(with(again("n7", "eu-west", voting, true), getInvitation, func(i *commandpb.Invitation) { i.Id, i.ExpiresAt = id("third"), 1 })); res.Err == nil {
+		t.Error("an invitation that has expired was taken")
+	}
+	if _, ok := m.s.Invitation(hierarchy.ID(id("another invitation of n7"))); !ok {
+		t.Error("what was refused has withdrawn the one before it")
 	}
 	check(t, m.s)
 	m.do(t, later(time.Hour))

@@ -107,7 +107,8 @@ type AdminServiceClient interface {
 	// VerifyAudit checks this node's journal against its signed heads and the anchors in the hierarchy.
 	VerifyAudit(ctx context.Context, in *VerifyAuditRequest, opts ...grpc.CallOption) (*VerifyAuditResponse, error)
 	// InviteNode makes a token with which one node can join, once and for a while. It is told here and nowhere
-	// else: a retry under the same idempotency ID is refused, since nobody has kept it.
+	// else: a retry under the same idempotency ID is refused, since nobody has kept it. An earlier token of the
+	// same name is void from then on.
 	InviteNode(ctx context.Context, in *InviteNodeRequest, opts ...grpc.CallOption) (*InviteNodeResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// RemoveNode ends a membership for ever. PromoteNode and DemoteNode return when Raft has followed.
@@ -565,7 +566,8 @@ type AdminServiceServer interface {
 	// VerifyAudit checks this node's journal against its signed heads and the anchors in the hierarchy.
 	VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error)
 	// InviteNode makes a token with which one node can join, once and for a while. It is told here and nowhere
-	// else: a retry under the same idempotency ID is refused, since nobody has kept it.
+	// else: a retry under the same idempotency ID is refused, since nobody has kept it. An earlier token of the
+	// same name is void from then on.
 	InviteNode(context.Context, *InviteNodeRequest) (*InviteNodeResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// RemoveNode ends a membership for ever. PromoteNode and DemoteNode return when Raft has followed.
