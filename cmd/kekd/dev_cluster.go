@@ -86,8 +86,7 @@ func (c *devCluster) initialise(ctx context.Context, n *devNode) error {
 	return n.load()
 }
 
-// invitationTTL is longer than a machine takes to make a node. Where a token was lost before it was written
-// down, its node cannot be invited again for as long.
+// invitationTTL is longer than a machine takes to make a node.
 const invitationTTL = 5 * time.Minute
 
 // join makes a node that is not there yet. Its token is kept until it has joined: a try that was
