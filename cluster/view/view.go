@@ -78,7 +78,7 @@ func New(node Node, self hierarchy.NodeID) *Replica { return &Replica{node: node
 // is not: it is looked at again.
 func (r *Replica) Look() View {
 	v := r.look()
-	for again := 0; again < looksAgain && v.Fault == ErrAcknowledged; again++ {
+	for again := 0; again < looksAgain && errors.Is(v.Fault, ErrAcknowledged); again++ {
 		v = r.look()
 	}
 	return v
