@@ -19,9 +19,14 @@ import (
 // Here stand the joints: what one part asks for, in terms of what another offers.
 
 // replica is this node's copy of the hierarchy as custody sees it.
-type replica struct{ *view.Replica }
+type replica struct {
+	*view.Replica
+	raft *cluster.Node
+}
 
-func (n *node) replica() replica { return replica{n.view} }
+func (n *node) replica() replica { return replica{n.view, n.raft} }
+
+func (r replica) Renewed() <-chan struct{} { return r.raft.Renewed() }
 
 func (r replica) View() custody.View { return custody.View(r.Look()) }
 

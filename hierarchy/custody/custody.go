@@ -97,16 +97,11 @@ func (c *Custody) Do(ctx context.Context, who hierarchy.Principal, reqs []Reques
 func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []Request, resps []Response, turn sync.Locker) (look func(ctx context.Context, from, to int)) {
 	items := make([]item, len(reqs))
 
-	first := c.replica.View()
 	for i := range reqs {
-		it := &items[i]
-		if it.err = parse(&reqs[i], it); it.err == nil {
-			it.known = true
-			if it.grant, it.err = authorise(first, who, it); it.err == nil {
-				it.err = c.placed(first.State, &it.grant)
-			}
-		}
+		items[i].err = parse(&reqs[i], &items[i])
+		items[i].known = items[i].err == nil
 	}
+	first := c.firstLook(ctx, who, items)
 	c.limit(ctx, first, items)
 	c.spend(ctx, items)
 

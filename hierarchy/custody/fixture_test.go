@@ -50,6 +50,8 @@ type world struct {
 	clock time.Time
 
 	proposeErr error // of reservations
+	awaited    int   // renewals that somebody waits for
+	renewed    chan struct{}
 
 	token   *token
 	journal *journal
@@ -80,6 +82,25 @@ func (w *world) View() custody.View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return custody.View{State: w.state, Age: w.age, Fault: w.fault, Now: w.clock}
+}
+
+func (w *world) Renewed() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.awaited++
+	if w.renewed == nil {
+		w.renewed = make(chan struct{})
+	}
+	return w.renewed
+}
+
+// renew has the lease be so old from now on.
+func (w *world) renew(age time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.age = age
+	close(w.renewed)
+	w.renewed = nil
 }
 
 func (w *world) now() time.Time {

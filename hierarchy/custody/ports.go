@@ -16,6 +16,8 @@ import (
 type Replica interface {
 	// View looks at it now.
 	View() View
+	// Renewed is closed when the lease is next renewed, and has that tried at once.
+	Renewed() <-chan struct{}
 }
 
 // View is one look at the hierarchy.
