@@ -67,7 +67,7 @@ func (n *Node) hold(ctx context.Context, index uint64) error {
 			if n.cfg.Marks == nil {
 				return nil
 			}
-			return n.cfg.Marks.SetMark(ctx, m)
+			return n.setMark(ctx, m)
 		}
 		select {
 		case <-time.After(heldAgain):

@@ -60,7 +60,7 @@ func (n *Node) Fence(ctx context.Context, index uint64) (FenceReport, error) {
 	if !pending {
 		return FenceReport{Index: index, Fenced: true}, nil // it is recorded as complete, or closed nothing
 	}
-	return n.Await(ctx, f)
+	return n.await(ctx, f)
 }
 
 // Await is [Node.Fence] for a fence that this node's state has, or had.
@@ -70,7 +70,19 @@ func (n *Node) Fence(ctx context.Context, index uint64) (FenceReport, error) {
 // the closing committed. Raft's own configuration does not matter for that.
 //
 // When ctx ends first, the report says who is still waited for, and the error is [hierarchy.ErrOutcomeUnknown].
+//
+// It is for who asked for the closing, and so it is what [Stats] counts.
 func (n *Node) Await(ctx context.Context, f *state.Fence) (FenceReport, error) {
+	report, err := n.await(ctx, f)
+	if err != nil {
+		n.counts.unfenced.Add(1)
+	} else {
+		n.counts.fences.Observe(report.Elapsed)
+	}
+	return report, err
+}
+
+func (n *Node) await(ctx context.Context, f *state.Fence) (FenceReport, error) {
 	// The clock after the state: this process may be stopped in between, and the closing is committed only now.
 	w := newFenceWait(n, f, n.cfg.Clock.Now())
 	report, err := w.wait(ctx)

@@ -58,8 +58,10 @@ func (n *Node) forward(ctx context.Context, leader hierarchy.NodeID, c *commandp
 		if status.Code(err) == codes.Canceled && ctx.Err() == nil {
 			err = fmt.Errorf("node %s leads no longer", leader)
 		}
+		n.counts.forwardedAs(false)
 		return state.Result{}, unknown(err, c.Id)
 	}
+	n.counts.forwardedAs(answer.GetOutcome() == peerpb.Outcome_OUTCOME_DECIDED)
 	return n.decided(ctx, c.Id, answer)
 }
 

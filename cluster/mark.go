@@ -99,6 +99,14 @@ func (n *Node) withLastEntry(m Mark) (Mark, error) {
 	return m, nil
 }
 
+// setMark is for a node that has marks.
+func (n *Node) setMark(ctx context.Context, m Mark) error {
+	began := time.Now()
+	err := n.cfg.Marks.SetMark(ctx, m)
+	n.counts.marks.Observe(time.Since(began))
+	return err
+}
+
 // markTerm is called when the disk has a higher term, and before anybody is answered in it: a vote in it, above all. A
 // node that cannot mark it must not answer.
 func (n *Node) markTerm(term uint64) error {
@@ -107,7 +115,7 @@ func (n *Node) markTerm(term uint64) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), markTimeout)
 	defer cancel()
-	if err := n.cfg.Marks.SetMark(ctx, Mark{Term: term}); err != nil {
+	if err := n.setMark(ctx, Mark{Term: term}); err != nil {
 		return fmt.Errorf("mark term %d outside of the disk: %w", term, err)
 	}
 	return nil

@@ -41,6 +41,8 @@ type Node struct {
 	dead      hierarchy.ID // the run before, if that is proved to be over
 	acked     acknowledged
 	shunned   atomic.Pointer[shunned]
+	snapshots *snapshots
+	counts    counts
 
 	leadership signal
 	stop       context.CancelFunc
@@ -113,6 +115,9 @@ func Open(cfg Config) (_ *Node, err error) {
 	var stable raft.StableStore = n.stores.stable
 	if cfg.wrapStable != nil {
 		stable = cfg.wrapStable(stable)
+	}
+	if n.snapshots, err = noteSnapshots(n.stores.snaps); err != nil {
+		return nil, err
 	}
 	// Raft blocks when nobody reads what it notifies, so it is read at once, whatever else goes on.
 	notify := make(chan bool, 16)
@@ -203,7 +208,7 @@ func (n *Node) startRaft(notify chan<- bool, logs raft.LogStore, stable raft.Sta
 	done := make(chan started, 1)
 	go func() {
 		defer runtime.KeepAlive(n) // also when nobody else has it any more: it has the lock
-		r, err := raft.NewRaft(n.cfg.raft(n.id.Node, notify), n.fsm, logs, stable, n.stores.snaps, transport)
+		r, err := raft.NewRaft(n.cfg.raft(n.id.Node, notify), n.fsm, logs, stable, n.snapshots, transport)
 		done <- started{r, err}
 	}()
 	select {
@@ -224,7 +229,10 @@ func (n *Node) watchLeadership(ctx context.Context, notify <-chan bool) {
 	})
 	n.raft.RegisterObserver(observer)
 	defer n.raft.DeregisterObserver(observer)
+	var leader hierarchy.NodeID
 	for {
+		now, known := n.Leader()
+		n.counts.leaderSeen(&leader, now, known)
 		n.leadership.fire()
 		n.keeper.Kick()
 		select {

@@ -13,11 +13,14 @@ const module = "github.com/kekd/kekd/"
 // Everyone may import the words (hierarchy), which import nothing of ours. Only the commands
 // join hsm and cluster.
 var mayImport = map[string][]string{
+	"stats":   {},
+	"metrics": {"stats"},
+
 	"hierarchy":                       {},
 	"hierarchy/commandpb":             {},
 	"hierarchy/policy":                {},
 	"hierarchy/envelope":              {},
-	"hierarchy/audit":                 {},
+	"hierarchy/audit":                 {"stats"},
 	"hierarchy/approval":              {},
 	"hierarchy/approval/approvaltest": {"hierarchy/approval"},
 	"hierarchy/state":                 {"hierarchy/commandpb", "hierarchy/policy"},
@@ -31,7 +34,7 @@ var mayImport = map[string][]string{
 	"hsm/identity": {"hsm"},
 	"hsm/softhsm":  {},
 	"hsm/markfile": {"hsm"},
-	"hsm/worker":   {"hsm"},
+	"hsm/worker":   {"hsm", "stats"},
 	"hsm/hsmtest":  {"hsm", "hsm/pkcs11"},
 
 	"cluster/lease":      {},
@@ -39,7 +42,7 @@ var mayImport = map[string][]string{
 	"cluster/peerpb":     {},
 	"cluster/peer":       {"cluster/peerpb"},
 	"cluster/peer/devca": {},
-	"cluster":            {"cluster/lease", "cluster/peer", "cluster/peerpb", "hierarchy/state", "hierarchy/commandpb"},
+	"cluster":            {"cluster/lease", "cluster/peer", "cluster/peerpb", "hierarchy/state", "hierarchy/commandpb", "stats"},
 
 	"unix-socket-api/kekdv1":  {},
 	"unix-socket-api/vtcodec": {},

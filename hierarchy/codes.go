@@ -46,6 +46,15 @@ func Code(err error) string {
 	return CodeInternal
 }
 
+// Codes are all that [Code] gives for an error.
+func Codes() []string {
+	names := make([]string, 0, len(codes)+1)
+	for _, c := range codes {
+		names = append(names, c.code)
+	}
+	return append(names, CodeInternal)
+}
+
 // ErrorOfCode is the refusal with a stable name; false if there is none.
 func ErrorOfCode(code string) (error, bool) {
 	for _, c := range codes {

@@ -24,6 +24,8 @@ type Keeper struct {
 	log      *slog.Logger
 
 	current atomic.Pointer[Lease]
+	done    atomic.Uint64 // renewals
+	failed  atomic.Uint64 // tries
 	kick    chan struct{}
 
 	mu      sync.Mutex
@@ -48,6 +50,9 @@ func (k *Keeper) Kick() {
 	default: // one is asked for already
 	}
 }
+
+// Renewals are those since the keeper was made, and the tries that failed. One that fails is tried again soon.
+func (k *Keeper) Renewals() (done, failed uint64) { return k.done.Load(), k.failed.Load() }
 
 // Renewed is closed at the next renewal.
 func (k *Keeper) Renewed() <-chan struct{} {
@@ -90,6 +95,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		failing = err != nil
 		if failing {
+			k.failed.Add(1)
 			timer.Reset(min(retryAfter, k.interval()))
 		} else {
 			timer.Reset(k.interval())
@@ -106,6 +112,7 @@ func (k *Keeper) renew(ctx context.Context) error {
 		return err
 	}
 	k.current.Store(&Lease{T0: t0, Index: index})
+	k.done.Add(1)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.renewed != nil {

@@ -177,6 +177,9 @@ func TestKeeper(t *testing.T) {
 			if len(f.asked) < 4 {
 				t.Errorf("asked at %v only", f.asked)
 			}
+			if done, failed := k.Renewals(); done != 1 || int(failed) != len(f.asked)-1 && int(failed) != len(f.asked)-2 { // one may be under way
+				t.Errorf("%d renewals and %d failures of %d tries", done, failed, len(f.asked))
+			}
 		})
 	})
 	t.Run("asks again when nobody answers", func(t *testing.T) {

@@ -54,7 +54,8 @@ func (j *Journal) flushPending() {
 	j.shared = g.appends >= manyAppends
 	j.pending = newGroup(j.cur, j.off, j.spare)
 	j.spare = nil
-	j.busy, j.flushed = true, time.Now()
+	began := time.Now()
+	j.busy, j.flushed = true, began
 	j.wakeAppenders()
 	j.mu.Unlock()
 
@@ -62,6 +63,10 @@ func (j *Journal) flushPending() {
 	// error is final: after a failed sync the kernel may call the pages clean that it could
 	// not write, and a second sync would then succeed.
 	err := j.write(g)
+	j.syncs.Observe(time.Since(began))
+	if err == nil {
+		j.written.Add(uint64(g.size))
+	}
 
 	j.mu.Lock()
 	j.busy = false

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/stats"
 )
 
 // Defaults of [Options], and the limits behind them.
@@ -135,6 +137,9 @@ type Journal struct {
 	wakePreparer chan struct{}
 	checkpoints  chan Checkpoint
 
+	written atomic.Uint64 // bytes, since Open
+	syncs   stats.Histogram
+
 	failed       chan struct{} // closed with err
 	stopSealer   chan struct{}
 	stopFlusher  chan struct{}
@@ -169,6 +174,13 @@ func (j *Journal) Status() Status {
 	defer j.mu.Unlock()
 	return Status{Sequence: j.chain.seq, Durable: j.durable, Signed: j.signed, SignErr: j.signErr, SpaceErr: j.nextErr}
 }
+
+// Written is how many bytes of records were made durable since the journal was opened.
+func (j *Journal) Written() uint64 { return j.written.Load() }
+
+// Syncs is how long it took to make records durable, all that one sync took along at a time: writing, and waiting
+// for the disk.
+func (j *Journal) Syncs() stats.Distribution { return j.syncs.Read() }
 
 // Healthy is nil while records can be appended. Its error wraps [hierarchy.ErrAuditUnavailable].
 func (j *Journal) Healthy() error {

@@ -13,9 +13,9 @@
 // works: it says that the unwrap is authorised, and what comes of it otherwise gets a second one.
 //
 // Parsing, policy, counting, tokens and the journal are other packages'; custody joins them. From
-// one request to the next it keeps nothing but a count, package quota's, of the refusals that the
-// journal was spared: no request is decided by it. A failure anywhere ends with no plaintext handed
-// out.
+// one request to the next it keeps nothing but counts: package quota's, of the refusals that the
+// journal was spared, and for who watches the node, of what became of requests. No request is decided
+// by them. A failure anywhere ends with no plaintext handed out.
 package custody
 
 import (
@@ -52,6 +52,7 @@ type Custody struct {
 	now     func() time.Time // for the records; decides nothing
 
 	refusals quota.Refusals // those without a record of their own
+	tally    *tally
 
 	// looks is held for reading from a last look until what it lets pass is decided.
 	looks sync.RWMutex
@@ -76,7 +77,7 @@ func (c *Custody) Drained(ctx context.Context) error {
 
 // New joins the parts.
 func New(self Self, r Replica, t Token, j Journal, q Quotas, b Budget, now func() time.Time) *Custody {
-	return &Custody{self: self, replica: r, token: t, journal: j, quotas: q, budget: b, now: now}
+	return &Custody{self: self, replica: r, token: t, journal: j, quotas: q, budget: b, now: now, tally: newTally()}
 }
 
 // Do serves the requests, each for itself, and fills in resps, which is as long as reqs. It
@@ -157,6 +158,7 @@ func (c *Custody) DoInTurn(ctx context.Context, who hierarchy.Principal, reqs []
 		}
 	}
 	look(ctx, 0, len(items))
+	c.tally.count(items)
 	return look
 }
 

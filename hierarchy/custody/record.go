@@ -143,6 +143,7 @@ func (c *Custody) lastLook(before View, who hierarchy.Principal, items []item) (
 			continue
 		}
 		if it.err = recheck(before, last, who, it); it.err != nil {
+			c.tally.withheld.Add(1)
 			records = append(records, c.withheldRecord(who, it))
 		}
 	}

@@ -22,6 +22,7 @@ type Pool struct {
 	closing chan struct{}
 	login   chan struct{}  // of size 1: held by who starts a worker
 	keepers sync.WaitGroup // one for each seat
+	counts  counts
 
 	mu      sync.Mutex
 	queue   queue                // guarded by mu
@@ -172,12 +173,13 @@ func (p *Pool) fault() error {
 
 // Do is [hsm.Token]'s. While a worker is replaced, operations wait for it.
 func (p *Pool) Do(ctx context.Context, ops []hsm.Operation) {
-	n := 0
+	n, asked := 0, mix{}
 	for i := range ops {
 		op := &ops[i]
 		op.Revealed, op.Sealed = nil, nil
 		if op.Err = op.Validate(); op.Err == nil {
 			n++
+			asked[useOf(op)]++
 		}
 	}
 	if n == 0 {
@@ -188,6 +190,7 @@ func (p *Pool) Do(ctx context.Context, ops []hsm.Operation) {
 		c.abandon(late(ctx))
 		return
 	}
+	began := time.Since(epoch)
 	if !p.submit(c, ops) {
 		return
 	}
@@ -199,6 +202,7 @@ func (p *Pool) Do(ctx context.Context, ops []hsm.Operation) {
 		p.withdraw(c, ops)
 		c.abandon(late(ctx))
 	}
+	p.counts.used(&asked, time.Since(epoch)-began)
 }
 
 func late(ctx context.Context) error {

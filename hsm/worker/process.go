@@ -314,11 +314,12 @@ func (w *worker) post(r *request, answer chan answer) error {
 }
 
 // ask asks the worker something and waits for the answer until ctx ends.
-func (w *worker) ask(ctx context.Context, r *request) ([]byte, error) {
+func (w *worker) ask(ctx context.Context, r *request) (_ []byte, err error) {
 	r.id = 0 // that of a try at another worker
 	if ctx.Err() != nil {
 		return nil, late(ctx)
 	}
+	defer func(began time.Time) { w.p.counts.asked(r.verb, began, err) }(time.Now())
 	if deadline, ok := ctx.Deadline(); ok && r.verb != verbForget { // it is not given up
 		r.timeout = max(time.Until(deadline), 1)
 	}

@@ -35,6 +35,7 @@ func (p *Pool) keep(s *seat, w *worker) {
 		if p.isClosed() {
 			return
 		}
+		p.counts.ended.Add(1)
 		p.cfg.Log.Warn("a token worker has ended", "pid", w.cmd.Process.Pid, "role", w.role.String(), "served", served.Round(time.Millisecond), "reason", cause.Error())
 		if served >= p.cfg.Steady {
 			wait = 0
