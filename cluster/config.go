@@ -116,6 +116,7 @@ func (c Config) raft(id hierarchy.NodeID, notify chan<- bool) *raft.Config {
 	r.SnapshotThreshold = snapshotThreshold
 	r.SnapshotInterval = snapshotInterval
 	r.TrailingLogs = trailingLogs
+	r.NoSnapshotRestoreOnStart = true // the state machine has it already
 	r.PreVoteDisabled = false
 	r.NoLegacyTelemetry = true
 	r.NotifyCh = notify

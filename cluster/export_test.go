@@ -10,6 +10,7 @@ import (
 	"github.com/kekd/kekd/cluster/lease"
 	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 // What tests outside of the package may reach into: disks that break, and the pieces whose faults no
@@ -106,7 +107,9 @@ func (v VotedClock) Stamp(floor time.Time, voters ...hierarchy.NodeID) time.Time
 }
 
 // NewFSM is what raft has of a node of a cluster.
-func NewFSM(of hierarchy.ClusterID) raft.FSM { return newFSM(of, newFailure(diskPatience)) }
+func NewFSM(of hierarchy.ClusterID) raft.FSM {
+	return newFSM(of, state.New(), newFailure(diskPatience))
+}
 
 // Raft gives what raft itself offers, to bring about what a peer would.
 func (n *Node) Raft() *raft.Raft { return n.raft }

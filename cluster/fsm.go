@@ -20,9 +20,9 @@ type fsm struct {
 	changed signal // each that moved state.Revision
 }
 
-func newFSM(cluster hierarchy.ClusterID, fail *failure) *fsm {
+func newFSM(cluster hierarchy.ClusterID, begin *state.State, fail *failure) *fsm {
 	f := &fsm{cluster: cluster, fail: fail}
-	f.current.Store(state.New())
+	f.current.Store(begin)
 	return f
 }
 
@@ -57,7 +57,8 @@ func (f *fsm) publish(next *state.State, changed bool) {
 // Snapshot takes the state as it is: it never changes.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) { return snapshot{f.current.Load()}, nil }
 
-// Restore replaces the state by a snapshot's, which may be older than what was applied before.
+// Restore replaces the state by a snapshot's that came from the leader, and which may be older than what was
+// applied before. At a start it is not called: see [stores.verifySnapshots].
 func (f *fsm) Restore(source io.ReadCloser) error {
 	next, err := state.Read(source)
 	if err != nil {

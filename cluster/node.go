@@ -98,7 +98,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := n.checkMark(); err != nil {
 		return nil, err
 	}
-	n.fsm = newFSM(n.id.Cluster, n.failure)
+	n.fsm = newFSM(n.id.Cluster, n.stores.begin, n.failure)
 	n.clock = newClusterClock(n.id.Node, cfg.Clock, cfg.Wall, cfg.Logger)
 	n.roll = newRoll(cfg.Clock)
 	n.ticks = &ticks{propose: n.proposeTick}

@@ -42,10 +42,12 @@ type stores struct {
 	bolt   *raftboltdb.BoltStore
 	stable *stableStore
 	snaps  *raft.FileSnapshotStore
+
+	begin *state.State // what the newest snapshot holds, for the state machine to begin with
 }
 
 func openStores(dir string, cfg Config) (_ *stores, err error) {
-	s := &stores{dir: dir}
+	s := &stores{dir: dir, begin: state.New()}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -135,8 +137,8 @@ func recovered(f func() error) (err error) {
 	return f()
 }
 
-// verifySnapshots reads the newest snapshot. Raft would go back to an older one if it cannot be read,
-// and to none if its description cannot.
+// verifySnapshots reads the newest snapshot, the only time that it is read at a start. Raft would go back
+// to an older one if it cannot be read, and to none if its description cannot.
 func (s *stores) verifySnapshots(cluster hierarchy.ClusterID) (*raft.SnapshotMeta, error) {
 	dir := filepath.Join(s.dir, snapshotDir)
 	there, err := os.ReadDir(dir)
@@ -181,6 +183,7 @@ func (s *stores) verifySnapshots(cluster hierarchy.ClusterID) (*raft.SnapshotMet
 	if st.Index() > meta.Index {
 		return nil, fmt.Errorf("%w: %s ends at %d, its state is at %d", errDamaged, list[0].ID, meta.Index, st.Index())
 	}
+	s.begin = st
 	return meta, nil
 }
 

@@ -16,6 +16,7 @@ type draft struct {
 	*State
 	ownsSum bool
 	closing closing
+	bulk    *bulk // while a snapshot is read
 }
 
 func (s *State) draft() *draft {
@@ -94,12 +95,17 @@ func (d *draft) putTenant(t *Tenant) {
 		d.staleness, _, _ = d.staleness.Delete(stalenessKey(old))
 	}
 	d.account(before, record(hashTenant, tenantToPB(t)))
+	living := t.State != hierarchy.TenantDestroyed
+	if d.bulk != nil {
+		d.bulk.addTenant(d.State, t, living)
+		return
+	}
 	d.tenants, _, _ = d.tenants.Insert([]byte(t.Name), t)
 	d.tenantByID = d.tenantByID.set(t.ID, t)
 	if before == nil {
 		d.tenantID = d.tenantID.set(t.Name, t.ID)
 	}
-	if t.State != hierarchy.TenantDestroyed {
+	if living {
 		d.staleness, _, _ = d.staleness.Insert(stalenessKey(t), struct{}{})
 	}
 }
@@ -129,6 +135,10 @@ func (d *draft) putKey(k *Key) {
 			d.closesVersion(k, oldVersions[i], v)
 			d.account(versionRecord(k, oldVersions[i]), versionRecord(k, v))
 		}
+	}
+	if d.bulk != nil {
+		d.bulk.addKey(d.State, k)
+		return
 	}
 	d.keys, _, _ = d.keys.Insert(treeKey(k), k)
 	d.keyByID = d.keyByID.set(k.ID, k)
@@ -216,6 +226,10 @@ func (d *draft) putAnchor(a *Anchor) {
 
 func (d *draft) putOutcome(o *outcome) {
 	d.account(nil, hashedOutcome(o))
+	if d.bulk != nil {
+		d.bulk.addOutcome(d.State, o)
+		return
+	}
 	d.outcomes, _, _ = d.outcomes.Insert(outcomeKey(o), o)
 	d.outcomeByID = d.outcomeByID.set(o.id, o)
 }

@@ -213,6 +213,7 @@ func (in *recordReader) state() (*State, error) {
 		return nil, fmt.Errorf("it is of cluster %s and feature level %d", d.cluster, d.level)
 	}
 
+	d.beginBulk()
 	last := position{}
 	for i := range header.GetRecords() {
 		rec := new(commandpb.SnapshotRecord)
@@ -231,6 +232,7 @@ func (in *recordReader) state() (*State, error) {
 		}
 		last = at
 	}
+	d.endBulk()
 	if err := d.checkWhole(); err != nil {
 		return nil, err
 	}

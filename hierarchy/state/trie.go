@@ -78,34 +78,66 @@ func (t trie[K, V]) set(key K, value V) trie[K, V] {
 	return trie[K, V]{root, t.size}
 }
 
+// fill is set on a map that nobody else has, in place. It must not be called again once the map was copied.
+func (t *trie[K, V]) fill(key K, value V) {
+	if t.root == nil {
+		t.root = &trieNode[K, V]{}
+	}
+	if t.root.fill(&trieLeaf[K, V]{hash: maphash.Comparable(trieSeed, key), key: key, value: value}, 0) {
+		t.size++
+	}
+}
+
+func (n *trieNode[K, V]) fill(leaf *trieLeaf[K, V], shift uint) (added bool) {
+	bit, at, used := n.find(leaf.hash, shift)
+	if !used {
+		n.used, n.slots = n.used|bit, n.slotsWith(at, leaf)
+		return true
+	}
+	slot := &n.slots[at]
+	if slot.node != nil {
+		return slot.node.fill(leaf, shift+trieBits)
+	}
+	*slot, added = slot.with(leaf, shift)
+	return added
+}
+
 func (n *trieNode[K, V]) insert(leaf *trieLeaf[K, V], shift uint) (*trieNode[K, V], bool) {
 	bit, at, used := n.find(leaf.hash, shift)
 	if !used {
-		slots := make([]trieSlot[K, V], len(n.slots)+1)
-		copy(slots, n.slots[:at])
-		slots[at].leaf = leaf
-		copy(slots[at+1:], n.slots[at:])
-		return &trieNode[K, V]{n.used | bit, slots}, true
+		return &trieNode[K, V]{n.used | bit, n.slotsWith(at, leaf)}, true
 	}
 	added := true
 	c := n.copy()
 	slot := &c.slots[at]
-	switch old := slot.leaf; {
-	case slot.node != nil:
+	if slot.node != nil {
 		slot.node, added = slot.node.insert(leaf, shift+trieBits)
-	case old.hash == leaf.hash:
-		rest := old.without(leaf.key)
-		added = rest.length() == old.length()
-		leaf.next = rest
-		slot.leaf = leaf
-	default:
-		// Two hashes part ways at some bit, so this ends.
-		child := &trieNode[K, V]{}
-		child, _ = child.insert(old, shift+trieBits)
-		child, _ = child.insert(leaf, shift+trieBits)
-		*slot = trieSlot[K, V]{node: child}
+	} else {
+		*slot, added = slot.with(leaf, shift)
 	}
 	return c, added
+}
+
+// slotsWith are a node's slots and one more.
+func (n *trieNode[K, V]) slotsWith(at int, leaf *trieLeaf[K, V]) []trieSlot[K, V] {
+	slots := make([]trieSlot[K, V], len(n.slots)+1)
+	copy(slots, n.slots[:at])
+	slots[at].leaf = leaf
+	copy(slots[at+1:], n.slots[at:])
+	return slots
+}
+
+// with is what a slot with leaves becomes by one more, whose place there may be taken.
+func (s trieSlot[K, V]) with(leaf *trieLeaf[K, V], shift uint) (_ trieSlot[K, V], added bool) {
+	if s.leaf.hash == leaf.hash {
+		leaf.next = s.leaf.without(leaf.key)
+		return trieSlot[K, V]{leaf: leaf}, leaf.next.length() == s.leaf.length()
+	}
+	// Two hashes part ways at some bit, so this ends.
+	child := &trieNode[K, V]{}
+	child, _ = child.insert(s.leaf, shift+trieBits)
+	child, _ = child.insert(leaf, shift+trieBits)
+	return trieSlot[K, V]{node: child}, true
 }
 
 func (t trie[K, V]) delete(key K) trie[K, V] {

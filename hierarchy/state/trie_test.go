@@ -49,6 +49,36 @@ func TestTrieIsAMap(t *testing.T) {
 	})
 }
 
+func TestTrieIsFilledInPlace(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var filled trie[int, int]
+		model := map[int]int{}
+		for i, k := range rapid.SliceOfN(rapid.IntRange(0, 5000), 0, 1000).Draw(t, "keys") {
+			filled.fill(k, i)
+			model[k] = i
+		}
+		check := func(tr trie[int, int], model map[int]int) {
+			t.Helper()
+			if tr.size != len(model) {
+				t.Fatalf("size %d, want %d", tr.size, len(model))
+			}
+			for k, want := range model {
+				if got, ok := tr.get(k); !ok || got != want {
+					t.Fatalf("key %d: got %d, %v; want %d", k, got, ok, want)
+				}
+			}
+		}
+		check(filled, model)
+		// From then on it is a map like any other: what is made of it leaves it alone.
+		next := filled.set(1, -1).delete(2)
+		check(filled, model)
+		after := maps.Clone(model)
+		after[1] = -1
+		delete(after, 2)
+		check(next, after)
+	})
+}
+
 func TestTrieChainsEqualHashes(t *testing.T) {
 	insert := func(root *trieNode[string, int], hash uint64, key string, v int) *trieNode[string, int] {
 		next, _ := root.insert(&trieLeaf[string, int]{hash: hash, key: key, value: v}, 0)
@@ -60,10 +90,18 @@ func TestTrieChainsEqualHashes(t *testing.T) {
 	abc := insert(ab, 7|1<<63, "c", 3)
 	aBc := insert(abc, 7, "b", 20)
 	noA := aBc.remove(7, "a", 0)
+	filled := &trieNode[string, int]{}
+	for i, l := range []struct {
+		hash uint64
+		key  string
+	}{{7, "a"}, {7, "b"}, {7 | 1<<63, "c"}, {7, "b"}} {
+		filled.fill(&trieLeaf[string, int]{hash: l.hash, key: l.key, value: i + 1}, 0)
+	}
 	for i, c := range []struct {
 		root *trieNode[string, int]
 		want []string
 	}{
+		{filled, []string{"a=1", "b=4", "c=3"}},
 		{a, []string{"a=1"}},
 		{ab, []string{"a=1", "b=2"}},
 		{abc, []string{"a=1", "b=2", "c=3"}},
