@@ -92,16 +92,6 @@ func (t *Token) freeObjects(s *slot, free uint64) uint64 {
 	return free / uint64(size)
 }
 
-// countOthers counts the objects on the token that are no keys as [Token.List] gives them.
-func (t *Token) countOthers(s *slot, keys int) error {
-	all, err := t.m.search(s.session, attributes{attr(pkcs11.CKA_TOKEN, true)})
-	if err != nil {
-		return err
-	}
-	t.others = uint64(max(len(all)-keys, 0))
-	return nil
-}
-
 // tryKDFs tries each way to agree a key, once for the life of the token.
 func (t *Token) tryKDFs(s *slot) ([]hsm.KDF, error) {
 	if known := t.kdfs.Load(); known != nil {

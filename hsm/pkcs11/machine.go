@@ -5,6 +5,7 @@ package pkcs11
 import "C"
 
 import (
+	"bytes"
 	"fmt"
 	"unsafe"
 
@@ -26,6 +27,31 @@ func loadFunctions(path string) (functions, error) {
 		return functions{}, fmt.Errorf("%w: %s", hsm.ErrNoModule, path)
 	}
 	return functions{list}, nil
+}
+
+// attributeRoom is how long an attribute may be to be read in one call, in bytes: longer than any that this
+// package writes.
+const attributeRoom = 256
+
+// readObject reads attributes of an object in one call. False: the call did not give all of them, be it that
+// one is longer, that the object lacks one, or that the token has failed.
+func (f functions) readObject(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, types []uint) (map[uint][]byte, bool) {
+	out := make([]byte, len(types)*attributeRoom)
+	kinds, lens := make([]C.ck_ulong, len(types)), make([]C.ck_ulong, len(types))
+	for i, t := range types {
+		kinds[i] = C.ck_ulong(t)
+	}
+	if C.read_object(f.list, C.ck_ulong(session), C.ck_ulong(object), &kinds[0], &lens[0], C.ck_ulong(len(types)), (*C.uint8_t)(&out[0]), attributeRoom) != 0 {
+		return nil, false
+	}
+	read := make(map[uint][]byte, len(types))
+	for i, t := range types {
+		if lens[i] > attributeRoom { // CK_UNAVAILABLE_INFORMATION
+			return nil, false
+		}
+		read[t] = bytes.Clone(out[i*attributeRoom:][:lens[i]])
+	}
+	return read, true
 }
 
 const (

@@ -96,7 +96,7 @@ func (t *Token) list(s *slot, again bool) ([]record, error) {
 		known = func(pkcs11.ObjectHandle) (record, bool) { return record{}, false }
 	}
 	for try := 1; ; try++ {
-		listing, err := t.listOnce(s, known)
+		listing, _, err := t.listOnce(s, searchTemplate(), known)
 		if err != nil || try > settleTries || t.index.settled(listing) {
 			return listing, err
 		}
@@ -111,13 +111,14 @@ func (t *Token) list(s *slot, again bool) ([]record, error) {
 	}
 }
 
-// listOnce finds all key objects, and reads those that are not known.
-func (t *Token) listOnce(s *slot, known func(pkcs11.ObjectHandle) (record, bool)) ([]record, error) {
-	handles, err := t.m.search(s.session, searchTemplate())
+// listOnce finds objects, and reads those that are not known. It gives those that are keys, and tells how
+// many others there are.
+func (t *Token) listOnce(s *slot, template attributes, known func(pkcs11.ObjectHandle) (record, bool)) (listing []record, others int, err error) {
+	handles, err := t.m.search(s.session, template)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	listing := make([]record, 0, len(handles))
+	listing = make([]record, 0, len(handles))
 	for _, h := range handles {
 		if r, ok := known(h); ok {
 			listing = append(listing, r)
@@ -128,17 +129,21 @@ func (t *Token) listOnce(s *slot, known func(pkcs11.ObjectHandle) (record, bool)
 			continue // destroyed meanwhile, by another process
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
+		}
+		if !r.isKey {
+			others++
+			continue
 		}
 		listing = append(listing, r)
 	}
-	return listing, nil
+	return listing, others, nil
 }
 
 // readChecked reads an object, and computes the check value where the token gives none.
 func (t *Token) readChecked(s *slot, h pkcs11.ObjectHandle) (record, error) {
 	r, err := t.m.read(s.session, h)
-	if err == nil && !r.hasCheck && r.obj.Fault == nil && r.obj.Usable {
+	if err == nil && r.isKey && !r.hasCheck && r.obj.Fault == nil && r.obj.Usable {
 		r.obj.Check, err = s.checkValue(h)
 	}
 	return r, err

@@ -17,6 +17,7 @@ import (
 type record struct {
 	handle   pkcs11.ObjectHandle
 	obj      hsm.Object
+	isKey    bool // a secret key
 	hasCheck bool // the token gives a check value
 
 	halfLatched bool // CKA_ENCRYPT and CKA_DECRYPT differ: a change of the latch did not finish
@@ -24,7 +25,7 @@ type record struct {
 
 // readAttributes are those that are read back of a key object, before any use.
 var readAttributes = []uint{
-	pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_CHECK_VALUE, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_VALUE_LEN,
+	pkcs11.CKA_CLASS, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_CHECK_VALUE, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_VALUE_LEN,
 	pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_LOCAL,
 	pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE,
 	pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY,
@@ -56,6 +57,8 @@ var mustBe = []struct {
 // too, but not CKA_ALWAYS_SENSITIVE. Who uses a key says which of the two it must be.
 func examine(handle pkcs11.ObjectHandle, read map[uint][]byte) record {
 	r := record{handle: handle}
+	class, _ := ulong(read[pkcs11.CKA_CLASS])
+	r.isKey = read[pkcs11.CKA_CLASS] != nil && class == pkcs11.CKO_SECRET_KEY
 	r.obj.RawID = read[pkcs11.CKA_ID]
 	r.obj.Label = string(read[pkcs11.CKA_LABEL])
 	r.obj.Usable = isTrue(read[pkcs11.CKA_ENCRYPT]) && isTrue(read[pkcs11.CKA_DECRYPT])
@@ -113,25 +116,17 @@ func ulong(v []byte) (uint, bool) {
 
 // read reads a key object back and judges it. Only a failure of the token is an error.
 func (m *module) read(session pkcs11.SessionHandle, handle pkcs11.ObjectHandle) (record, error) {
-	want := make(attributes, len(readAttributes))
-	for i, typ := range readAttributes {
-		want[i] = &pkcs11.Attribute{Type: typ}
-	}
-	read := make(map[uint][]byte, len(want))
-	got, err := m.ctx.GetAttributeValue(session, handle, want)
-	if err == nil {
-		for _, a := range got {
-			read[a.Type] = a.Value
-		}
+	if read, ok := m.fns.readObject(session, handle, readAttributes); ok {
 		return examine(handle, read), nil
 	}
 	// A foreign or broken object lacks some, and the call then gives none of them.
-	for _, a := range want {
-		got, err := m.ctx.GetAttributeValue(session, handle, attributes{a})
+	read := make(map[uint][]byte, len(readAttributes))
+	for _, typ := range readAttributes {
+		got, err := m.ctx.GetAttributeValue(session, handle, attributes{attr(typ, nil)})
 		var code pkcs11.Error
 		switch {
 		case err == nil:
-			read[a.Type] = got[0].Value
+			read[typ] = got[0].Value
 		case errors.As(err, &code) && (code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID || code == pkcs11.CKR_ATTRIBUTE_SENSITIVE):
 		default:
 			return record{}, failure("read a key object's attributes", err)

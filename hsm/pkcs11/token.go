@@ -182,7 +182,7 @@ func (t *Token) logIn(ctx context.Context, session pkcs11.SessionHandle, info pk
 
 // load fills the index, finds or makes the canary, and tries what the token can do.
 func (t *Token) load(ctx context.Context, s *slot) error {
-	listing, err := t.list(s, true)
+	listing, err := t.firstListing(s)
 	if err != nil {
 		return err
 	}
@@ -201,19 +201,21 @@ func (t *Token) load(ctx context.Context, s *slot) error {
 			return fmt.Errorf("make the canary: %w", err)
 		}
 	}
-	if t.cfg.Manager {
-		keys := 0
-		for _, r := range listing {
-			if r.obj.ID != canaryID {
-				keys++
-			}
-		}
-		if err := t.countOthers(s, keys); err != nil {
-			return err
-		}
-	}
 	t.can, err = s.tryCapabilities()
 	return err
+}
+
+// firstListing lists the key objects. In the manager's process it counts the others in the same search.
+func (t *Token) firstListing(s *slot) ([]record, error) {
+	if !t.cfg.Manager {
+		return t.list(s, true)
+	}
+	listing, others, err := t.listOnce(s, attributes{attr(pkcs11.CKA_TOKEN, true)}, func(pkcs11.ObjectHandle) (record, bool) { return record{}, false })
+	if err == nil && !t.index.settled(listing) {
+		listing, err = t.list(s, true)
+	}
+	t.others = uint64(others) + 1 // the canary is none of hsm.Manager's keys
+	return listing, err
 }
 
 // Failed gives the error, once, after which this process cannot serve the token any more. Its
