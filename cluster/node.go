@@ -281,6 +281,15 @@ func (n *Node) ClusterID() hierarchy.ClusterID { return n.id.Cluster }
 // has to be read first.
 func (n *Node) State() *state.State { return n.fsm.current.Load() }
 
+// CertificateExpires is when this node needs another certificate to be talked to by its peers; zero where there is no
+// port. It looks whether the file has changed.
+func (n *Node) CertificateExpires() time.Time {
+	if n.network == nil {
+		return time.Time{}
+	}
+	return n.network.port.CertificateExpires()
+}
+
 // Lease is the proof that this node had last.
 func (n *Node) Lease() lease.Lease { return n.keeper.Current() }
 

@@ -37,6 +37,7 @@ func (l *guarded) Accept() (net.Conn, error) {
 			return admitted, nil
 		}
 		u.Close()
+		l.gate.refusedConns.Add(1)
 		l.warn(err)
 	}
 }

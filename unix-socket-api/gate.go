@@ -21,6 +21,8 @@ type gate struct {
 	ops    atomic.Int64
 	alien  atomic.Int64 // of the calls: those of strangers
 
+	refusedConns, refusedCalls atomic.Uint64
+
 	mu        sync.Mutex
 	conns     int
 	strangers int // of the connections
@@ -203,15 +205,15 @@ func (c *conn) pause() {
 // enter opens a call, before anything of it is read; leave closes it.
 func (c *conn) enter() error {
 	if c.unsent.Load() > c.gate.limits.Unsent {
-		return c.full()
+		return c.gate.no(c.full())
 	}
 	if c.account.unsent.Load() > c.gate.limits.UnsentPerUID {
-		return c.gate.uidUnread
+		return c.gate.no(c.gate.uidUnread)
 	}
 	mine := c.account.calls.Add(1)
 	if mine > int64(c.gate.limits.CallsPerUID) {
 		c.account.calls.Add(-1)
-		return c.gate.uidCalls
+		return c.gate.no(c.gate.uidCalls)
 	}
 	all, alien := c.gate.calls.Add(1), int64(0)
 	if c.stranger {
@@ -219,9 +221,15 @@ func (c *conn) enter() error {
 	}
 	if err := c.over(mine, all, alien); err != nil {
 		c.end()
-		return err
+		return c.gate.no(err)
 	}
 	return nil
+}
+
+// no counts a refusal.
+func (g *gate) no(err error) error {
+	g.refusedCalls.Add(1)
+	return err
 }
 
 // over tells whether a call is too many. A service may name by now who was a stranger.
@@ -239,7 +247,7 @@ func (c *conn) over(mine, all, alien int64) error {
 // enterAlone opens a call of one message. Where that could only be refused, it is not read.
 func (c *conn) enterAlone() error {
 	if c.account.ops.Load() >= int64(c.gate.limits.OpsPerUID) {
-		return c.gate.uidOps
+		return c.gate.no(c.gate.uidOps)
 	}
 	return c.enter()
 }
@@ -260,7 +268,7 @@ func (c *conn) end() {
 // hold counts the bytes of a message that was read, and drop no longer.
 func (c *conn) hold(n int) error {
 	if !c.mayHold(n) {
-		return c.gate.uidBytes
+		return c.gate.no(c.gate.uidBytes)
 	}
 	return nil
 }
@@ -294,11 +302,11 @@ func (c *conn) take(ctx context.Context, n int) error {
 	}
 	if mine > int64(c.gate.limits.OpsPerUID) {
 		c.account.ops.Add(-int64(n))
-		return c.gate.uidOps
+		return c.gate.no(c.gate.uidOps)
 	}
 	if c.gate.ops.Add(int64(n)) > int64(c.gate.limits.Ops) && !(mine <= int64(c.gate.limits.ReservedOps) && c.gate.known(c.principal)) {
 		c.give(n)
-		return c.gate.tooManyOps
+		return c.gate.no(c.gate.tooManyOps)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/quota"
+	"github.com/kekd/kekd/metrics"
 	"github.com/kekd/kekd/unix-socket-api"
 )
 
@@ -30,12 +31,17 @@ func (n *node) openAdmin() error {
 	if err != nil {
 		return fmt.Errorf("admin_socket.group: %w", err)
 	}
+	registry, err := metrics.New(version(), n.families()...)
+	if err != nil {
+		return err
+	}
 	a := socketapi.Admin{
 		Self:      n.self.NodeID,
 		Hierarchy: administered{n.raft},
 		Audit:     &auditLog{journal: n.upJournal, state: n.raft.State, self: n.self.NodeID, cluster: n.self.ClusterID},
 		Node:      status{n},
 		Doctor:    doctor{n},
+		Metrics:   registry.Handler(0),
 		Admins:    socketapi.Admins{GID: gid},
 		Limits:    socketapi.DefaultAdminLimits(),
 		Log:       n.log,

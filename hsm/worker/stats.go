@@ -66,6 +66,9 @@ func (c *counts) asked(v verb, began time.Time, err error) {
 	}
 }
 
+// OperationNames are those of [Pool.Durations].
+func OperationNames() []string { return append(useNames[:], verbNames[verbHealthy:]...) }
+
 // Durations gives how long what was asked of the token took, by operation: from when it was asked until there was an
 // answer or nobody waited any more, its time in the queue included. Each operation of a batch took as long as all of it.
 func (p *Pool) Durations() iter.Seq2[string, stats.Distribution] {
