@@ -122,3 +122,9 @@ var (
 	EncodeEntry = encodeEntry
 	DecodeEntry = decodeEntry
 )
+
+// Ticker shares ticks as a leader does.
+func Ticker(propose func(context.Context) (uint64, error), spacing time.Duration) func(context.Context) (uint64, error) {
+	t := &ticks{propose: propose, spacing: func() time.Duration { return spacing }}
+	return t.tick
+}

@@ -101,7 +101,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	n.fsm = newFSM(n.id.Cluster, n.stores.begin, n.failure)
 	n.clock = newClusterClock(n.id.Node, cfg.Clock, cfg.Wall, cfg.Logger)
 	n.roll = newRoll(cfg.Clock)
-	n.ticks = &ticks{propose: n.proposeTick}
+	n.ticks = &ticks{propose: n.proposeTick, spacing: func() time.Duration { return n.renewalInterval() / 2 }}
 	n.directory = &directory{n: n, told: told}
 	transport, err := n.connect()
 	if err != nil {
@@ -128,7 +128,7 @@ func Open(cfg Config) (_ *Node, err error) {
 
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop, n.stopped = stop, ctx.Done()
-	n.keeper = lease.NewKeeper(cfg.Clock, n, func() time.Duration { return lease.Interval(n.State().MinStaleness()) }, cfg.Logger)
+	n.keeper = lease.NewKeeper(cfg.Clock, n, n.renewalInterval, cfg.Logger)
 	n.running.Go(func() { n.watchLeadership(ctx, notify) })
 	n.running.Go(func() { n.keeper.Run(ctx) })
 	if n.calls != nil {

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"time"
 
+	"github.com/kekd/kekd/cluster/lease"
 	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/state"
@@ -60,3 +62,6 @@ func (n *Node) word() word {
 	healthy := n.cfg.TokenHealthy != nil && n.cfg.TokenHealthy()
 	return word{applied: n.State().Index(), level: state.Level, healthy: healthy}
 }
+
+// renewalInterval is how long this node waits from one renewal to the next.
+func (n *Node) renewalInterval() time.Duration { return lease.Interval(n.State().MinStaleness()) }

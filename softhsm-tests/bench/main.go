@@ -34,6 +34,8 @@ type options struct {
 	only              string
 	tenants           int
 	dir               string
+	cluster           bool
+	kills             int
 }
 
 func main() {
@@ -49,6 +51,8 @@ func main() {
 	socket := flag.String("socket", "", "whose kekd.sock to flood")
 	flag.StringVar(&o.dir, "dir", "", "with -tenants: keep what is made in this directory, and go on from what an earlier run has made there; a temporary one if empty")
 	flag.IntVar(&o.tenants, "tenants", 0, "measure instead what grows with tenants, up to so many (1,000 and more)")
+	flag.BoolVar(&o.cluster, "cluster", false, "measure instead clusters of three and five nodes")
+	flag.IntVar(&o.kills, "kills", 50, "with -cluster: how often the leader is killed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -60,8 +64,11 @@ func main() {
 		return
 	}
 	measure := run
-	if o.tenants > 0 {
+	switch {
+	case o.tenants > 0:
 		measure = scale
+	case o.cluster:
+		measure = measureCluster
 	}
 	if err := measure(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
