@@ -55,6 +55,8 @@ type Config struct {
 	// closes the transport.
 	transport raft.Transport
 	calls     calls
+	// release, when it is closed, ends what has failed. Without it that never ends.
+	release <-chan struct{}
 }
 
 func (c Config) withDefaults() Config {

@@ -68,6 +68,30 @@ func (n *Node) JoinAs(ctx context.Context, certified string, m *peerpb.JoinReque
 	return n.join(ctx, certified, m)
 }
 
+// JoinAnswered makes the directory of a node that was answered by JoinAs.
+func JoinAnswered(cfg Config, of hierarchy.ClusterID, node hierarchy.NodeID, a *peerpb.JoinResponse) error {
+	return Join(cfg, &Membership{Cluster: of, Node: node, told: introductionsOf(a.GetIndex(), a.GetMembers())})
+}
+
+// Votes is who votes by raft's configuration here.
+func (n *Node) Votes() map[hierarchy.NodeID]bool {
+	votes, _ := n.votes()
+	return votes
+}
+
+// Admits tells whether this node's port would let raft's messages of another through.
+func (n *Node) Admits(from hierarchy.NodeID) bool { return n.directory.Voter(from) }
+
+// Release lets goroutines of a node that has failed end when it is closed, instead of never.
+func (c *Config) Release(ch <-chan struct{}) { c.release = ch }
+
+// Bury closes what a node that has failed leaves open, once its goroutines can end.
+func (n *Node) Bury() {
+	n.raft.Shutdown()
+	_ = n.stores.close()
+	_ = n.lock.Close()
+}
+
 func (c *Config) DiskPatience(d time.Duration) { c.diskPatience = d }
 func (c *Config) Adjust(f func(*raft.Config))  { c.adjust = f }
 

@@ -66,6 +66,7 @@ func Open(cfg Config) (_ *Node, err error) {
 		return nil, err // before the lock, which would make a file in any directory
 	}
 	n := &Node{cfg: cfg, failure: newFailure(cfg.diskPatience), driver: newDriver(), run: hierarchy.NewID()}
+	n.failure.release = cfg.release
 	if n.lock, err = lock(cfg.Dir); err != nil {
 		return nil, err
 	}

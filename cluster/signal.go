@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -43,6 +44,7 @@ type failure struct {
 	err      error // set when done is closed
 	report   chan error
 	patience time.Duration // with an operation of a store
+	release  <-chan struct{}
 }
 
 func newFailure(patience time.Duration) *failure {
@@ -71,5 +73,11 @@ func (f *failure) fault() error {
 // if it had an answer.
 func (f *failure) failForGood(err error) {
 	f.fail(err)
-	select {}
+	f.stay()
+}
+
+// stay never returns. In a process that goes on, as that of a simulation does, the goroutine can be let go.
+func (f *failure) stay() {
+	<-f.release
+	runtime.Goexit()
 }

@@ -41,7 +41,7 @@ func (f *failure) watched(store, what string) (end func()) {
 	return func() {
 		timer.Stop()
 		if !state.CompareAndSwap(inTime, over) {
-			select {}
+			f.stay()
 		}
 	}
 }

@@ -21,6 +21,9 @@ type Rules struct {
 	Staleness time.Duration `json:"staleness"`
 	// Fenced: what closes counts for uses everywhere once it has returned.
 	Fenced bool `json:"fenced"`
+	// LastCheck: a use's return is the moment of its last check, so that what closes counts for it from then on,
+	// whenever it was called.
+	LastCheck bool `json:"last_check,omitempty"`
 }
 
 // History is a file: JSON lines, the first one this, and then one operation in each.

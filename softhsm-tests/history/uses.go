@@ -84,8 +84,11 @@ func contradicted(explain, oppose []Operation, u Operation, rules Rules, first b
 // counts tells whether a use has to know of a command.
 func counts(o, u Operation, rules Rules) bool {
 	var since time.Duration
+	fenced := rules.Fenced && (o.Kind == Disable || o.Kind == Revoke)
 	switch {
-	case o.run() == u.run() && u.Node != "", rules.Fenced && (o.Kind == Disable || o.Kind == Revoke):
+	case fenced && rules.LastCheck:
+		return o.Return < u.Return
+	case fenced, o.run() == u.run() && u.Node != "":
 	case rules.Staleness == 0:
 		return false
 	default:

@@ -8,6 +8,7 @@ import (
 
 func TestUses(t *testing.T) {
 	fenced, bounded := history.Rules{Staleness: 100, Fenced: true}, history.Rules{Staleness: 100}
+	checked := history.Rules{Fenced: true, LastCheck: true}
 	created, allowed := op(history.Create, 10, 20, at(5)), op(history.Allow, 30, 40)
 	disabled := op(history.Disable, 1000, 1010, at(8))
 	begin := []history.Operation{created, allowed, disabled}
@@ -24,6 +25,9 @@ func TestUses(t *testing.T) {
 		{"without a bound, on the node that acknowledged", none, "index 8", []history.Operation{op(history.Wrap, 1011, 1020)}},
 		{"on that node, started again", none, "", []history.Operation{op(history.Wrap, 1011, 1020, run(2))}},
 		{"called before the disable returned", fenced, "", []history.Operation{op(history.Unwrap, 1009, 5000, by("b"))}},
+		{"called before, and checked after it returned", checked, "index 8", []history.Operation{op(history.Unwrap, 1009, 1011, by("b"))}},
+		{"checked as it returned", checked, "", []history.Operation{op(history.Unwrap, 1009, 1010, by("b"))}},
+		{"checked after an enable was called", checked, "", []history.Operation{op(history.Unwrap, 1009, 1020, by("b")), op(history.Enable, 1015, 1300, at(9))}},
 		{"an enable is under way", fenced, "", []history.Operation{op(history.Unwrap, 1200, 1210, by("b")), op(history.Enable, 1205, 1300, at(9))}},
 		{"an enable was called later", fenced, "index 8", []history.Operation{op(history.Unwrap, 1200, 1210, by("b")), op(history.Enable, 1211, 1300, at(9))}},
 		{"an enable at the same time came first", fenced, "index 8", []history.Operation{op(history.Unwrap, 1200, 1210, by("b")), op(history.Enable, 1005, 1009, at(7))}},
