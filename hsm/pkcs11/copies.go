@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// copyAfter is the use at which a key gets its copy. To make and verify one costs what ten
-	// uses of it save, and it takes 9 kB of memory (SoftHSM 2.6.1).
+	// copyAfter is the use at which a key gets its copy that was tested without one. To make and verify
+	// one costs what ten uses of it save, and it takes 9 kB of memory (SoftHSM 2.6.1).
 	copyAfter = 8
 	// copyIdle is how long a copy must have been idle before another key may have its place.
 	// Without it, more busy keys than places would make and destroy a copy for each operation.
@@ -76,6 +76,55 @@ func (c *copies) make(s *slot, keys []*entry) {
 			t.index.mu.Unlock()
 		}
 	}
+}
+
+// first copies a key that was not tested yet, as long as there is room, and tests the copy: with 10,000 keys
+// that is what the first minutes of a node consist of. A copy and its test cost SoftHSM 2.6.1 two looks at files,
+// the test of the token object ten, and each use of it two more. The token object itself stays untested, and is
+// tested before its own first use, should the copy go. 0: there is no copy, for whatever reason, and the token
+// object is to be tested, which also finds out what the reason means.
+//
+// The caller holds Token.use for reading, and puts the copy into the entry, which does not show it before.
+func (c *copies) first(s *slot, e *entry, handle pkcs11.ObjectHandle, obj hsm.Object) pkcs11.ObjectHandle {
+	t := s.t
+	if !c.wanted(t, time.Now()) || c.n.Load() >= int64(t.cfg.Copies) || !t.m.changes.TryLock() {
+		return 0
+	}
+	defer t.m.changes.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open(t) != nil {
+		return 0
+	}
+	made, err := t.m.ctx.CopyObject(c.session, handle, copyTemplate())
+	if err != nil {
+		return 0
+	}
+	if err := c.accept(s, made, obj); err != nil {
+		_ = t.m.ctx.DestroyObject(c.session, made)
+		if errors.Is(err, hsm.ErrKeyRefused) {
+			t.index.mu.Lock()
+			e.noCopy = true // a token that weakens what it copies
+			t.index.mu.Unlock()
+		}
+		return 0
+	}
+	return made
+}
+
+// accept judges a copy as a key is judged before its first use: no attribute weaker than it may be, the check
+// value that the key has, and a known-answer test.
+func (c *copies) accept(s *slot, made pkcs11.ObjectHandle, obj hsm.Object) error {
+	r, err := s.t.m.read(c.session, made)
+	switch {
+	case err != nil:
+		return err
+	case r.obj.Fault != nil:
+		return r.obj.Fault
+	case !r.obj.Usable || r.obj.ID != obj.ID || r.obj.Check != obj.Check:
+		return fmt.Errorf("%w: its copy is another key", hsm.ErrKeyRefused)
+	}
+	return s.test(made, obj)
 }
 
 func (c *copies) makeOne(s *slot, e *entry) error {

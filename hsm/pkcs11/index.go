@@ -36,6 +36,7 @@ type entry struct {
 	stale    bool      // they are to be read again before the next use
 
 	copy   pkcs11.ObjectHandle // session copy; 0: none. Destroyed only under Token.use
+	proved bool                // a copy passed the test in place of the object: it may be used, the object not yet
 	noCopy bool                // the token refused to copy it
 
 	uses    atomic.Uint32
@@ -116,6 +117,10 @@ func (x *index) knows(id hierarchy.ObjectID) bool {
 	return x.byID[id] != nil
 }
 
+// untested tells whether a key needs a test before what serves it, copy or object, is used. The caller holds mu
+// for reading.
+func (e *entry) untested() bool { return !e.tested && (e.copy == 0 || !e.proved) }
+
 // replace takes a whole listing in. It returns the session copies whose originals are gone.
 func (x *index) replace(listing []record, now time.Time) (orphans []pkcs11.ObjectHandle) {
 	groups := map[hierarchy.ObjectID][]record{}
@@ -154,7 +159,7 @@ func (x *index) put(id hierarchy.ObjectID, g []record, now time.Time) (orphans [
 		x.byID[id] = e
 	}
 	if len(twins) > 0 && !slices.Equal(twins, e.twins) || first.obj.Fault != nil {
-		e.tested = false
+		e.tested, e.proved = false, false
 	}
 	e.handle, e.twins, e.obj, e.hasCheck, e.checked = first.handle, twins, first.obj, first.hasCheck, now
 	e.stale = false

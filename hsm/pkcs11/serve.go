@@ -195,7 +195,7 @@ func (s *slot) key(ref hsm.KeyRef, p piece, now time.Time) (cold *entry, missing
 			return e, false, nil
 		}
 		return nil, false, fmt.Errorf("%w: %s", hsm.ErrKeyLatched, ref.ID)
-	case !e.tested:
+	case e.untested():
 		return e, false, nil
 	case e.obj.Check != ref.Check:
 		return nil, false, fmt.Errorf("%w: %s has the check value %s, not %s", hsm.ErrKeyRefused, ref.ID, e.obj.Check, ref.Check)
@@ -431,8 +431,8 @@ func (s *slot) look(e *entry) error {
 	t.use.RLock()
 	defer t.use.RUnlock()
 	t.index.mu.RLock()
-	handle, twins, tested, computed := e.handle, e.twins, e.tested, !e.hasCheck
-	check := e.obj.Check
+	handle, twins, tested, computed := e.handle, e.twins, !e.untested(), !e.hasCheck
+	check, plain := e.obj.Check, e.hasCheck && len(e.twins) == 0 && e.copy == 0 && !e.noCopy
 	t.index.mu.RUnlock()
 
 	r, err := t.m.read(s.session, handle)
@@ -450,23 +450,50 @@ func (s *slot) look(e *entry) error {
 	if computed {
 		r.obj.Check, r.hasCheck = check, false
 	}
-	fault := r.obj.Fault
+	fault, made := r.obj.Fault, pkcs11.ObjectHandle(0)
 	if fault == nil && r.obj.Usable && !tested {
-		err := s.test(handle, r.obj, twins...)
+		// The check value of a bridge proves nothing of its copy: see test.
+		if plain && !r.obj.Bridge {
+			made = t.copies.first(s, e, handle, r.obj)
+		}
+		if made == 0 {
+			err = s.test(handle, r.obj, twins...)
+		}
 		switch {
 		case errors.Is(err, hsm.ErrKeyRefused), errors.Is(err, hsm.ErrAmbiguous):
 			fault = err
 		case err != nil:
 			return err
-		default:
-			tested = true
 		}
 	}
-	t.index.mu.Lock()
-	defer t.index.mu.Unlock()
-	if e.handle == handle && t.index.byID[e.id] == e {
-		e.obj.Usable, e.obj.Fault, e.tested, e.checked, e.stale = r.obj.Usable, fault, tested && fault == nil, time.Now(), false
-		t.index.records[handle] = r
+	if spare := s.noteLook(e, handle, r, fault, made, tested); spare != 0 {
+		t.copies.orphan([]pkcs11.ObjectHandle{spare})
 	}
 	return nil
+}
+
+// noteLook takes what a look has found into the entry, unless that is of another object now. A copy that was
+// made counts from now on; one that nobody needs is given back.
+func (s *slot) noteLook(e *entry, handle pkcs11.ObjectHandle, r record, fault error, made pkcs11.ObjectHandle, tested bool) (spare pkcs11.ObjectHandle) {
+	t := s.t
+	t.index.mu.Lock()
+	defer t.index.mu.Unlock()
+	if made != 0 {
+		t.copies.n.Add(1)
+	}
+	if e.handle != handle || t.index.byID[e.id] != e {
+		return made
+	}
+	e.obj.Usable, e.obj.Fault, e.checked, e.stale = r.obj.Usable, fault, time.Now(), false
+	t.index.records[handle] = r
+	switch {
+	case fault != nil:
+		e.tested, e.proved = false, false
+	case made != 0 && e.copy == 0:
+		e.copy, e.proved = made, true
+		return 0
+	case made == 0 && !tested && r.obj.Usable:
+		e.tested = true
+	}
+	return made
 }
