@@ -49,25 +49,20 @@ func (n *Node) awaitFence(ctx context.Context, index uint64) (*peerpb.AwaitFence
 			return nil, fmt.Errorf("what is in flight is not over: %w", err)
 		}
 	}
-	a := &peerpb.AwaitFenceResponse{Incarnation: n.run[:]}
 	// Without a mark the acknowledgement counts for this node's lease, and not for the majority.
-	a.Held = n.hold(ctx, index) == nil
-	return a, nil
+	held := n.hold(ctx, index) == nil
+	return &peerpb.AwaitFenceResponse{Incarnation: n.run[:], Held: held}, nil
 }
 
-// hold marks the last entry of this node's log, once that is of the present leader's term and at or after index. An
-// entry of an older term may yet be replaced, so that holding it would prove nothing.
+// hold marks the last entry of this node's log, once that is of the present leader's term and at or after index.
 func (n *Node) hold(ctx context.Context, index uint64) error {
 	for {
 		m, err := n.position()
 		if err != nil {
 			return err
 		}
-		if m.LastTerm == m.Term && m.LastIndex >= index {
-			if n.cfg.Marks == nil {
-				return nil
-			}
-			return n.setMark(ctx, m)
+		if m.counts(index) {
+			return n.markHeld(ctx, m)
 		}
 		select {
 		case <-time.After(heldAgain):
@@ -79,7 +74,18 @@ func (n *Node) hold(ctx context.Context, index uint64) error {
 	}
 }
 
+func (n *Node) markHeld(ctx context.Context, m Mark) error {
+	switch {
+	case n.cfg.Marks == nil:
+		return nil
+	case !marksFirst():
+		go n.setMark(m)
+		return nil
+	}
+	return n.tryMark(ctx, m)
+}
+
 // position is where this node's log ends, and in which term it is.
 func (n *Node) position() (Mark, error) {
-	return n.withLastEntry(Mark{Term: n.raft.CurrentTerm()})
+	return n.stores.withLastEntry(Mark{Term: n.raft.CurrentTerm()})
 }

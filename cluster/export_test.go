@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -152,3 +154,25 @@ func Ticker(propose func(context.Context) (uint64, error), spacing time.Duration
 	t := &ticks{propose: propose, spacing: func() time.Duration { return spacing }}
 	return t.tick
 }
+
+// Marks.
+var (
+	Behind       = Mark.behind
+	MustBeMarked = mustBeMarked
+)
+
+// RaiseTerm is what an election of somebody else leaves on a stopped node's disk.
+func RaiseTerm(cfg Config) error {
+	s, err := openStores(filepath.Join(cfg.Dir, raftDir), cfg)
+	if err != nil {
+		return err
+	}
+	term, err := s.stable.GetUint64([]byte(keyCurrentTerm))
+	if err == nil {
+		err = s.stable.SetUint64([]byte(keyCurrentTerm), term+1)
+	}
+	return errors.Join(err, s.close())
+}
+
+// Replaced is what a log store remembers of entries that were replaced.
+func Replaced(s raft.LogStore) (Mark, error) { return s.(*logStore).replaced() }

@@ -16,6 +16,8 @@ import (
 type guardedLog struct {
 	inner raft.LogStore
 	fail  *failure
+	// marked is called with new entries once they are on disk, and before raft goes on.
+	marked func(logs []*raft.Log) error
 }
 
 const (
@@ -57,8 +59,12 @@ func (g *guardedLog) GetLog(index uint64, log *raft.Log) error {
 func (g *guardedLog) StoreLog(log *raft.Log) error { return g.StoreLogs([]*raft.Log{log}) }
 
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	defer g.fail.watched(theLog, "write entries")()
+	end := g.fail.watched(theLog, "write entries")
 	g.must("write entries", g.inner.StoreLogs(logs))
+	end()
+	if err := g.marked(logs); err != nil {
+		g.fail.failForGood(err)
+	}
 	return nil
 }
 

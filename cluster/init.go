@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -76,10 +77,35 @@ func create(cfg Config, id identity, fill func(dir string) error) error {
 	if err := build(building, id, fill); err != nil {
 		return errors.Join(fmt.Errorf("make the node in %s: %w", building, err), os.RemoveAll(building))
 	}
+	// Before it counts: no node is ever without its mark. A try that ends here is made again with the same entries.
+	if err := markFirst(cfg, building); err != nil {
+		return errors.Join(err, os.RemoveAll(building))
+	}
 	if err := os.Rename(building, filepath.Join(cfg.Dir, raftDir)); err != nil {
 		return err
 	}
 	return errors.Join(syncDir(cfg.Dir), syncDir(filepath.Dir(cfg.Dir)))
+}
+
+// markFirst marks where a node begins.
+func markFirst(cfg Config, dir string) error {
+	if cfg.Marks == nil {
+		return nil
+	}
+	s, err := openStores(dir, cfg)
+	if err != nil {
+		return err
+	}
+	m, err := s.position()
+	if err := errors.Join(err, s.close()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), markTimeout)
+	defer cancel()
+	if err := cfg.Marks.SetMark(ctx, m); err != nil {
+		return fmt.Errorf("mark that the node begins: %w", err)
+	}
+	return nil
 }
 
 // mustBeEmpty refuses a directory in which anything is but what an interrupted Init leaves.

@@ -27,7 +27,13 @@ type logStore struct {
 	cut uint64 // entries from here to the end wait to be deleted; 0: none
 }
 
-var entries = []byte("entries")
+var (
+	entries = []byte("entries")
+	// The last entry by term, then index, of those that were replaced: what replaces an uncommitted entry may be of
+	// a lower term until the leader's own entry is there as well, and the node has answered for the higher one.
+	replacedEntries = []byte("replaced")
+	highest         = []byte("highest")
+)
 
 func openLogStore(path string) (*logStore, error) {
 	db, err := bbolt.Open(path, 0o600, boltOptions())
@@ -35,8 +41,12 @@ func openLogStore(path string) (*logStore, error) {
 		return nil, err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(entries)
-		return err
+		for _, name := range [][]byte{entries, replacedEntries} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		db.Close()
@@ -102,6 +112,9 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		b := tx.Bucket(entries)
 		b.FillPercent = 0.9 // entries are appended: half-empty pages would stay so
 		if s.cut != 0 {
+			if err := noteReplaced(tx); err != nil {
+				return err
+			}
 			if err := deleteEntries(b, s.cut, ^uint64(0)); err != nil {
 				return err
 			}
@@ -135,6 +148,52 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 		return nil
 	}
 	return s.db.Update(func(tx *bbolt.Tx) error { return deleteEntries(tx.Bucket(entries), from, to) })
+}
+
+// noteReplaced keeps the last entry in mind, before it is replaced.
+func noteReplaced(tx *bbolt.Tx) error {
+	had, err := replacedIn(tx)
+	if err != nil {
+		return err
+	}
+	k, v := tx.Bucket(entries).Cursor().Last()
+	if k == nil {
+		return nil
+	}
+	var last raft.Log
+	index, err := indexOf(k)
+	if err == nil {
+		err = decodeEntry(index, v, &last)
+	}
+	if err != nil {
+		return err
+	}
+	now := had.withEntry(last.Term, index)
+	if now == had {
+		return nil
+	}
+	b := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, now.LastTerm), now.LastIndex)
+	return tx.Bucket(replacedEntries).Put(highest, append(checksum(string(highest), b), b...))
+}
+
+func replacedIn(tx *bbolt.Tx) (m Mark, err error) {
+	v := tx.Bucket(replacedEntries).Get(highest)
+	if v == nil {
+		return m, nil
+	}
+	if len(v) != crc32.Size+16 || string(v[:crc32.Size]) != string(checksum(string(highest), v[crc32.Size:])) {
+		return m, fmt.Errorf("%w: the checksum of the last entry that was replaced does not fit", errDamaged)
+	}
+	return Mark{LastTerm: binary.BigEndian.Uint64(v[crc32.Size:]), LastIndex: binary.BigEndian.Uint64(v[crc32.Size+8:])}, nil
+}
+
+// replaced is the last entry by term, then index, of those that others have taken the place of; zero: none.
+func (s *logStore) replaced() (m Mark, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		m, err = replacedIn(tx)
+		return err
+	})
+	return m, err
 }
 
 func deleteEntries(b *bbolt.Bucket, from, to uint64) error {

@@ -40,6 +40,7 @@ type Node struct {
 	run       hierarchy.ID // this run of the process: its incarnation
 	dead      hierarchy.ID // the run before, if that is proved to be over
 	acked     acknowledged
+	unmarked  bool // the log may have an entry that has to be marked and is not; see markEntries
 	shunned   atomic.Pointer[shunned]
 	snapshots *snapshots
 	counts    counts
@@ -99,6 +100,9 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := n.checkMark(); err != nil {
 		return nil, err
 	}
+	if err := n.stores.forgoVote(); err != nil {
+		return nil, err
+	}
 	n.fsm = newFSM(n.id.Cluster, n.stores.begin, n.failure)
 	n.clock = newClusterClock(n.id.Node, cfg.Clock, cfg.Wall, cfg.Logger)
 	n.roll = newRoll(cfg.Clock)
@@ -122,7 +126,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	}
 	// Raft blocks when nobody reads what it notifies, so it is read at once, whatever else goes on.
 	notify := make(chan bool, 16)
-	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure}, &guardedStable{stable, n.failure, n.markTerm}, transport); err != nil {
+	if n.raft, err = n.startRaft(notify, &guardedLog{logs, n.failure, n.markEntries}, &guardedStable{stable, n.failure, n.markTerm}, transport); err != nil {
 		return nil, fmt.Errorf("start raft in %s: %w", cfg.Dir, err)
 	}
 	n.started.Store(n.raft)

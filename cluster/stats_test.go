@@ -3,11 +3,9 @@ package cluster_test
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/kekd/kekd/cluster"
 	"github.com/kekd/kekd/hierarchy"
 )
 
@@ -80,25 +78,9 @@ func TestStatsOfSnapshots(t *testing.T) {
 	}
 }
 
-// memory keeps a mark as long as the test.
-type memory struct {
-	mu   sync.Mutex
-	mark cluster.Mark
-}
-
-func (m *memory) Mark(context.Context) (cluster.Mark, bool, error) { return cluster.Mark{}, false, nil }
-
-func (m *memory) SetMark(_ context.Context, mark cluster.Mark) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.mark = mark
-	return nil
-}
-
 func TestStatsOfMarks(t *testing.T) {
 	t.Parallel()
-	cfg := config(initialised(t))
-	cfg.Marks = new(memory)
+	cfg, _ := markedConfig(t)
 	n := open(t, cfg)
 	propose(t, n, createTenant("acme"))
 	if s := n.Stats(); s.Marks.Count == 0 {

@@ -507,3 +507,46 @@ func FuzzEntry(f *testing.F) {
 		}
 	})
 }
+
+// What a leader has replaced is remembered: its older entries may take the place of one that this node has answered for.
+func TestLogStoreRemembersWhatWasReplaced(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "log.db")
+	s, err := cluster.NewLogStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := func(term, index uint64) *raft.Log { return &raft.Log{Term: term, Index: index, Type: raft.LogNoop} }
+	check := func(want cluster.Mark) {
+		t.Helper()
+		if got, err := cluster.Replaced(s); err != nil || got != want {
+			t.Errorf("replaced: %v, %v, want %v", got, err, want)
+		}
+	}
+	if err := s.StoreLogs([]*raft.Log{entry(1, 8), entry(2, 9), entry(3, 10)}); err != nil {
+		t.Fatal(err)
+	}
+	check(cluster.Mark{})
+	if err := s.DeleteRange(10, 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StoreLogs([]*raft.Log{entry(2, 10), entry(2, 11)}); err != nil {
+		t.Fatal(err)
+	}
+	check(cluster.Mark{LastTerm: 3, LastIndex: 10})
+	// One that is lower changes nothing.
+	if err := s.DeleteRange(11, 11); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StoreLogs([]*raft.Log{entry(4, 11)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = cluster.NewLogStore(path); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	check(cluster.Mark{LastTerm: 3, LastIndex: 10})
+}
