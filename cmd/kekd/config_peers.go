@@ -25,8 +25,8 @@ type peersConfig struct {
 
 // witnessConfig is of a node without an HSM, which votes and serves nothing.
 type witnessConfig struct {
-	// Dir holds the key that signs the node's audit journal in place of a token. It is no part of
-	// data_dir, so that a disk that is put back from a backup does not take it along.
+	// Dir holds what a token would: the key that signs the node's audit journal, and the node's mark. It is no
+	// part of data_dir, so that a disk that is put back from a backup does not take it along.
 	Dir string `toml:"dir"`
 }
 

@@ -97,7 +97,7 @@ func runInit(ctx context.Context, configPath, within string, stdout, stderr io.W
 	if err := initJournal(c, n, s); err != nil {
 		return err
 	}
-	if err := initRaft(c, n, s.identity); err != nil {
+	if err := initRaft(c, n, s); err != nil {
 		return err
 	}
 	n.Initialised = true
@@ -155,7 +155,7 @@ func initJournal(c config, n nodeFile, s signing) error {
 }
 
 // initRaft makes the cluster's store, unless an init that was interrupted has.
-func initRaft(c config, n nodeFile, identity []byte) error {
+func initRaft(c config, n nodeFile, s signing) error {
 	if err := checkStore(c.DataDir, n); !errors.Is(err, cluster.ErrUninitialised) {
 		return err
 	}
@@ -163,11 +163,11 @@ func initRaft(c config, n nodeFile, identity []byte) error {
 	if c.Peers != nil {
 		node.Address = c.Peers.address()
 	}
-	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir)}, &commandpb.InitCluster{
+	return cluster.Init(cluster.Config{Dir: raftDir(c.DataDir), Marks: marksOf(n, s.marks)}, &commandpb.InitCluster{
 		ClusterId: n.ClusterID.ID[:],
 		Region: &commandpb.Region{
 			Id: n.RegionID.ID[:], Name: n.Region, Role: commandpb.RegionRole_REGION_ROLE_VOTING,
-			Identity: identity, MintingNode: n.NodeID.ID[:],
+			Identity: s.identity, MintingNode: n.NodeID.ID[:],
 		},
 		Node: node,
 	})

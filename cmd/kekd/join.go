@@ -101,7 +101,7 @@ func runJoin(ctx context.Context, o joinOptions, stdin io.Reader, stdout, stderr
 		return err
 	}
 	if err := checkStore(c.DataDir, n); errors.Is(err, cluster.ErrUninitialised) {
-		err = cluster.Join(cluster.Config{Dir: raftDir(c.DataDir)}, m)
+		err = cluster.Join(cluster.Config{Dir: raftDir(c.DataDir), Marks: marksOf(n, s.marks)}, m)
 		if err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@ const (
 	stopAdmin      = 200 * time.Millisecond
 	stopRaft       = time.Second
 	stopToken      = 1300 * time.Millisecond
+	stopMarks      = 200 * time.Millisecond // a witness's, which has no token to stop
 )
 
 // lifecycle is what runs, in the order in which it was started. It is stopped the other way round:

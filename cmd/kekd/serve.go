@@ -18,6 +18,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/custody"
 	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/reconcile"
+	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/worker"
 )
 
@@ -55,6 +56,7 @@ type node struct {
 	token   *worker.Pool // nil: a witness
 	health  *health      // of the token; nil: a witness
 	signer  crypto.Signer
+	marks   hsm.Marks
 	raft    *cluster.Node
 	hot     atomic.Pointer[custody.Custody] // who serves, once somebody is
 	view    *view.Replica

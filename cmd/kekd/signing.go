@@ -11,17 +11,18 @@ import (
 	"github.com/kekd/kekd/hsm"
 )
 
-// signing is the key that signs a node's audit journal, while init or join has it open: the identity of its
-// token, or where there is none a key in a file.
+// signing is the key that signs a node's audit journal, while init or join has it open, and what keeps the node's
+// mark: its token, or where there is none two files.
 type signing struct {
 	signer   crypto.Signer
 	identity []byte // SubjectPublicKeyInfo, DER
+	marks    hsm.Marks
 	close    func(context.Context) error
 }
 
-func signWith(s crypto.Signer, close func(context.Context) error) (signing, error) {
+func signWith(s crypto.Signer, m hsm.Marks, close func(context.Context) error) (signing, error) {
 	spki, err := x509.MarshalPKIXPublicKey(s.Public())
-	return signing{s, spki, close}, err
+	return signing{s, spki, m, close}, err
 }
 
 // makeSigning makes the key, unless it is there, and what it lives in.
@@ -31,13 +32,17 @@ func makeSigning(ctx context.Context, c config, log *slog.Logger) (signing, erro
 		if err != nil {
 			return signing{}, err
 		}
-		return signWith(key, func(context.Context) error { return nil })
+		kept, err := makeMarks(c.Witness)
+		if err != nil {
+			return signing{}, err
+		}
+		return signWith(key, kept, func(context.Context) error { return kept.Close() })
 	}
 	t, err := initToken(ctx, c.HSM, log)
 	if err != nil {
 		return signing{}, err
 	}
-	return signWith(t.identity, t.Close)
+	return signWith(t.identity, t, t.Close)
 }
 
 // shareSigning opens the token of a region that is there, and makes nothing.
@@ -54,5 +59,5 @@ func shareSigning(ctx context.Context, c config, log *slog.Logger) (signing, err
 	if err != nil {
 		return signing{}, err
 	}
-	return signWith(t.identity, t.Close)
+	return signWith(t.identity, t, t.Close)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/hsm/markfile"
 )
 
 // startTimeout is how long this machine's own parts may take together. For its peers a node waits as long
@@ -59,11 +60,10 @@ func (n *node) start(ctx context.Context, o serveOptions) error {
 	return n.listen()
 }
 
-// openKeys opens the token, or the key that stands in for its identity.
+// openKeys opens the token, or what stands in for it.
 func (n *node) openKeys(ctx context.Context, o serveOptions) (err error) {
 	if !n.config.hasToken() {
-		n.signer, err = openFileKey(n.config.Witness.Dir)
-		return err
+		return n.openFiles()
 	}
 	if err := repair(ctx, n.config.HSM, n.repairs.report(n.config.HSM.SoftHSM)); err != nil {
 		return err
@@ -71,11 +71,25 @@ func (n *node) openKeys(ctx context.Context, o serveOptions) (err error) {
 	if n.token, err = openWorkers(ctx, n.config, o.config, n.repairs, n.log); err != nil {
 		return err
 	}
-	n.signer, n.health = n.token.Signer(), watchHealth(n.token)
+	n.signer, n.marks, n.health = n.token.Signer(), n.token, watchHealth(n.token)
 	n.running.started("the token's workers", stopToken, func(ctx context.Context) error {
 		n.health.quit()
 		return n.token.Close(ctx)
 	})
+	return nil
+}
+
+// openFiles opens what a witness has in the place of a token.
+func (n *node) openFiles() (err error) {
+	if n.signer, err = openFileKey(n.config.Witness.Dir); err != nil {
+		return err
+	}
+	kept, err := markfile.Open(marksDir(n.config.Witness))
+	if err != nil {
+		return err
+	}
+	n.marks = kept
+	n.running.started("the node's mark", stopMarks, func(context.Context) error { return kept.Close() })
 	return nil
 }
 
@@ -88,7 +102,7 @@ func (n *node) openRaft() (err error) {
 		return state.New()
 	}
 	gate := gatekeeper{state: known, journal: n.openedJournal, log: n.log}
-	cfg := cluster.Config{Dir: raftDir(n.config.DataDir), Peers: n.config.peers(), Forwarded: gate.admit, Logger: n.log}
+	cfg := cluster.Config{Dir: raftDir(n.config.DataDir), Peers: n.config.peers(), Forwarded: gate.admit, Marks: marksOf(n.self, n.marks), Logger: n.log}
 	if n.health != nil {
 		cfg.TokenHealthy = n.health.ok
 	}

@@ -67,7 +67,7 @@ func openBackend(ctx context.Context, c hsmConfig, role worker.Role, pin []byte,
 	if c.Sessions > 0 {
 		parallel = c.Sessions
 	}
-	b := worker.Backend{Token: t, Manager: t, Agreer: t, Examiner: t, Parallel: parallel, Failed: t.Failed(), Close: t.Close}
+	b := worker.Backend{Token: t, Manager: t, Marks: t, Agreer: t, Examiner: t, Parallel: parallel, Failed: t.Failed(), Close: t.Close}
 	if t.identity != nil {
 		b.Signer = t.identity
 	}
