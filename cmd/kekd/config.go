@@ -12,6 +12,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/metrics"
 )
 
 // config is kekd.toml. Every key that is not known is an error: a misspelt limit that is
@@ -26,6 +27,7 @@ type config struct {
 	Witness     *witnessConfig `toml:"witness"`       // nil: the node has a token
 	Socket      socketConfig   `toml:"socket"`
 	AdminSocket socketConfig   `toml:"admin_socket"`
+	Metrics     *metricsConfig `toml:"metrics"` // nil: on admin_socket alone
 	Log         logConfig      `toml:"log"`
 }
 
@@ -58,6 +60,11 @@ type socketConfig struct {
 	Path  string   `toml:"path"`
 	Mode  fileMode `toml:"mode"`
 	Group string   `toml:"group"` // name or number; empty: the daemon's own
+}
+
+// metricsConfig is a port for scrapers that take no Unix socket.
+type metricsConfig struct {
+	Listen string `toml:"listen"` // loopback address and port
 }
 
 type logConfig struct {
@@ -154,6 +161,11 @@ func (c *config) check() error {
 	}
 	if c.Socket.Path == c.AdminSocket.Path {
 		return fmt.Errorf("socket and admin_socket have the same path %s", c.Socket.Path)
+	}
+	if c.Metrics != nil {
+		if err := metrics.CheckLoopback(c.Metrics.Listen); err != nil {
+			return fmt.Errorf("metrics.listen: %w", err)
+		}
 	}
 	if c.Peers != nil {
 		if err := c.Peers.check(); err != nil {

@@ -14,6 +14,28 @@ const (
 	goodWitness = "[witness]\ndir = \"/var/lib/kekd-witness\"\n"
 )
 
+// Metrics are served without credentials, so to this machine alone.
+func TestConfigurationOfMetrics(t *testing.T) {
+	for listen, wrong := range map[string]string{
+		"127.0.0.1:9617": "", "[::1]:9617": "",
+		"0.0.0.0:9617": "is not a loopback address", "[::]:9617": "is not a loopback address", "10.0.0.1:9617": "such as 127.0.0.1:9617",
+		"localhost:9617": "is not an IP address and a port", ":9617": "is not an IP address and a port", "": "is not an IP address and a port",
+		"127.0.0.1:0": "no port",
+	} {
+		path := filepath.Join(t.TempDir(), "kekd.toml")
+		if err := os.WriteFile(path, []byte(goodTop+goodHSM+"[metrics]\nlisten = \""+listen+"\"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := loadConfig(path)
+		switch {
+		case wrong == "" && (err != nil || c.Metrics == nil || c.Metrics.Listen != listen):
+			t.Errorf("%s: %+v, %v", listen, c.Metrics, err)
+		case wrong != "" && (err == nil || !strings.Contains(err.Error(), "metrics.listen: ") || !strings.Contains(err.Error(), wrong)):
+			t.Errorf("%s: %v, want an error that %s", listen, err, wrong)
+		}
+	}
+}
+
 // What is wrong in a configuration is named; nothing, where it has to be taken.
 func TestConfigurationOfPeersAndWitnesses(t *testing.T) {
 	peers := func(from, to string) string {

@@ -18,6 +18,7 @@ const (
 	stopRepairs    = 200 * time.Millisecond
 	stopJournal    = 1400 * time.Millisecond
 	stopAdmin      = 200 * time.Millisecond
+	stopMetrics    = 100 * time.Millisecond
 	stopRaft       = time.Second
 	stopToken      = 1300 * time.Millisecond
 	stopMarks      = 200 * time.Millisecond // a witness's, which has no token to stop

@@ -35,6 +35,9 @@ func (n *node) openAdmin() error {
 	if err != nil {
 		return err
 	}
+	if err := n.openMetrics(registry); err != nil {
+		return err
+	}
 	a := socketapi.Admin{
 		Self:      n.self.NodeID,
 		Hierarchy: administered{n.raft},
@@ -61,6 +64,24 @@ func (n *node) openAdmin() error {
 		return n.closeSockets(ctx, n.sockets.admin)
 	})
 	return n.open(n.sockets.admin, n.config.AdminSocket)
+}
+
+// openMetrics opens the port for scrapers, if there is to be one. That it fails later stops nobody who is served.
+func (n *node) openMetrics(r *metrics.Registry) error {
+	if n.config.Metrics == nil {
+		return nil
+	}
+	port, err := r.Listen(n.config.Metrics.Listen)
+	if err != nil {
+		return fmt.Errorf("metrics.listen: %w", err)
+	}
+	n.running.started("the port for metrics", stopMetrics, port.Close)
+	go func() {
+		if err := <-port.Ended(); err != nil {
+			n.log.Error("metrics are not served on their port any more, but on the admin socket", "listen", n.config.Metrics.Listen, "error", err)
+		}
+	}()
+	return nil
 }
 
 // listen opens kekd.sock, last of all: who can connect is served.
