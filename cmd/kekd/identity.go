@@ -12,6 +12,7 @@ import (
 
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/identity"
+	"github.com/kekd/kekd/hsm/pkcs11"
 	"github.com/kekd/kekd/hsm/softhsm"
 )
 
@@ -56,7 +57,7 @@ func mustBeFree(ctx context.Context, c hsmConfig, log *slog.Logger) (err error) 
 	}
 	t := &openedToken{}
 	defer func() { err = errors.Join(err, t.Close(context.WithoutCancel(ctx))) }()
-	err = t.find(ctx, c, logRepairs(log, c.SoftHSM))
+	err = t.find(ctx, c, pkcs11.Probe, logRepairs(log, c.SoftHSM))
 	switch {
 	case c.SoftHSM != "" && errors.Is(err, hsm.ErrNoToken):
 		return nil
@@ -68,9 +69,12 @@ func mustBeFree(ctx context.Context, c hsmConfig, log *slog.Logger) (err error) 
 		return err
 	}
 	defer pin.Wipe()
-	err = t.change(ctx, func() (err error) {
-		t.identity, err = identity.Open(t.identityConfig(pin))
-		return err
+	err = t.change(ctx, func() error {
+		there, err := identity.Open(t.identityConfig(pin))
+		if err != nil {
+			return err
+		}
+		return there.Close()
 	})
 	switch {
 	case errors.Is(err, hsm.ErrKeyNotFound):

@@ -31,6 +31,7 @@ func (n *node) start(ctx context.Context, o serveOptions) error {
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	n.repairs = newRepairs(n.log)
+	// Raft reads what it has while the second worker opens the token.
 	if err := n.openKeys(opening, o); err != nil {
 		return err
 	}
@@ -55,6 +56,9 @@ func (n *node) start(ctx context.Context, o serveOptions) error {
 	}
 	n.running.started("the records of repairs", stopRepairs, n.repairs.record(n.journal))
 	if n.token != nil {
+		if err := n.token.Whole(opening); err != nil {
+			return err
+		}
 		n.startKeys()
 	}
 	return n.listen()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kekd/kekd/hsm"
@@ -22,16 +23,18 @@ import (
 // openedToken is this region's token, driven in this process: a token worker, or init.
 type openedToken struct {
 	*pkcs11.Token
-	identity *identity.Identity // of the manager alone
-	guard    *softhsm.Guard     // nil: the token is not one that kekd looks after
-	selected pkcs11.Selected
+	connection *identity.Connection // of the manager alone, as is the identity
+	identity   *identity.Identity
+	guard      *softhsm.Guard // nil: the token is not one that kekd looks after
+	selected   pkcs11.Selected
 }
 
 // softHSMConf is where the token directory has its softhsm2.conf.
 func softHSMConf(dir string) string { return filepath.Join(dir, "softhsm2.conf") }
 
 // openToken opens the token in the order that the module demands: look; log in through crypto11,
-// where this process also signs; join. repaired is told what was put right, then and later.
+// where this process also signs; join. The identity is looked for while the keys are listed: both take SoftHSM a
+// second with 10,000 objects. repaired is told what was put right, then and later.
 func openToken(ctx context.Context, c hsmConfig, manager bool, pin pkcs11.PIN, repaired func(softhsm.Report)) (_ *openedToken, err error) {
 	t := &openedToken{}
 	defer func() {
@@ -39,24 +42,52 @@ func openToken(ctx context.Context, c hsmConfig, manager bool, pin pkcs11.PIN, r
 			err = errors.Join(err, t.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := t.find(ctx, c, repaired); err != nil {
-		return t, err
-	}
-	if manager {
-		err = t.change(ctx, func() (err error) {
-			t.identity, err = identity.Open(t.identityConfig(pin))
-			return err
-		})
-		if err != nil {
-			return t, fmt.Errorf("the token's identity: %w", err)
+	look := pkcs11.Probe // and leave it to crypto11 to initialise the module
+	if !manager {
+		leave := func() error { return nil }
+		defer func() { err = errors.Join(err, leave()) }()
+		look = func(u pkcs11.URI, module string) (pkcs11.Selected, error) {
+			s, l, err := pkcs11.Enter(u, module)
+			if err == nil {
+				leave = l
+			}
+			return s, err
 		}
+	}
+	if err := t.find(ctx, c, look, repaired); err != nil {
+		return t, err
 	}
 	cfg := pkcs11.Config{PIN: pin, Manager: manager, Appeals: !manager, Slots: c.Sessions, Copies: c.MaxCopies}
 	if t.guard != nil {
 		cfg.Guard = t.guard
 	}
+	if manager {
+		err = t.change(ctx, func() (err error) {
+			t.connection, err = identity.Connect(t.identityConfig(pin))
+			return err
+		})
+		if err != nil {
+			return t, err
+		}
+		cfg.Before = sync.OnceValue(t.findIdentity())
+		defer cfg.Before() // nothing is closed under it
+	}
 	t.Token, err = pkcs11.Open(ctx, t.selected, cfg)
 	return t, err
+}
+
+// findIdentity begins to look for the identity, and gives what waits for the end of it.
+func (t *openedToken) findIdentity() (wait func() error) {
+	found := make(chan error, 1)
+	go func() {
+		id, err := t.connection.Identity()
+		if err != nil {
+			err = fmt.Errorf("the token's identity: %w", err)
+		}
+		t.identity = id
+		found <- err
+	}()
+	return func() error { return <-found }
 }
 
 func (t *openedToken) identityConfig(pin pkcs11.PIN) identity.Config {
@@ -77,7 +108,7 @@ func readPIN(c hsmConfig) (pkcs11.PIN, error) {
 }
 
 // find takes this process's part in the directory, if it is ours, and selects the token.
-func (t *openedToken) find(ctx context.Context, c hsmConfig, repaired func(softhsm.Report)) error {
+func (t *openedToken) find(ctx context.Context, c hsmConfig, look func(pkcs11.URI, string) (pkcs11.Selected, error), repaired func(softhsm.Report)) error {
 	uri, err := pkcs11.ParseURI(c.Token)
 	if err != nil {
 		return err
@@ -89,7 +120,7 @@ func (t *openedToken) find(ctx context.Context, c hsmConfig, repaired func(softh
 	}
 	// In a bracket too: a look in the middle of another process's login finds no token.
 	return t.change(ctx, func() (err error) {
-		t.selected, err = pkcs11.Probe(uri, c.Module)
+		t.selected, err = look(uri, c.Module)
 		return err
 	})
 }
@@ -154,8 +185,8 @@ func (t *openedToken) Close(ctx context.Context) error {
 	if t.Token != nil {
 		errs = append(errs, t.Token.Close(ctx))
 	}
-	if t.identity != nil {
-		errs = append(errs, t.identity.Close())
+	if t.connection != nil {
+		errs = append(errs, t.connection.Close())
 	}
 	if t.guard != nil {
 		errs = append(errs, t.guard.Close())
@@ -191,12 +222,15 @@ func initToken(ctx context.Context, c hsmConfig, log *slog.Logger) (*openedToken
 func makeIdentity(ctx context.Context, c hsmConfig, pin pkcs11.PIN, repaired func(softhsm.Report)) (err error) {
 	t := &openedToken{}
 	defer func() { err = errors.Join(err, t.Close(context.WithoutCancel(ctx))) }()
-	if err := t.find(ctx, c, repaired); err != nil {
+	if err := t.find(ctx, c, pkcs11.Probe, repaired); err != nil {
 		return err
 	}
-	create := func() (err error) {
-		t.identity, err = identity.Create(t.identityConfig(pin))
-		return err
+	create := func() error {
+		made, err := identity.Create(t.identityConfig(pin))
+		if err != nil {
+			return err
+		}
+		return made.Close()
 	}
 	if t.guard == nil {
 		return create()

@@ -74,10 +74,10 @@ func openBackend(ctx context.Context, c hsmConfig, role worker.Role, pin []byte,
 	return b, nil
 }
 
-// openWorkers starts the processes that drive the token. What they put right of its directory is
-// recorded.
+// openWorkers starts the processes that drive the token, and returns when the first of them serves. What they put
+// right of its directory is recorded.
 func openWorkers(ctx context.Context, c config, path string, repaired *repairs, log *slog.Logger) (*worker.Pool, error) {
-	return worker.Open(ctx, worker.Config{
+	return worker.Begin(ctx, worker.Config{
 		Command: func() *exec.Cmd { return again("token-worker", "--config", path) },
 		PIN: func() ([]byte, error) {
 			pin, err := readPIN(c.HSM)

@@ -40,7 +40,7 @@ type Config struct {
 
 // Identity is an open identity. Sign may be called by several goroutines.
 type Identity struct {
-	ctx    *crypto11.Context
+	conn   *Connection
 	signer crypto11.Signer
 	public *ecdsa.PublicKey
 }
@@ -50,46 +50,11 @@ var _ crypto.Signer = (*Identity)(nil)
 // signTimeout bounds the wait for one of crypto11's sessions.
 const signTimeout = 10 * time.Second
 
-// Open opens the identity that [Create] made. None is [hsm.ErrKeyNotFound], more than one is
-// [hsm.ErrAmbiguous], and one that may do more than sign is [hsm.ErrKeyRefused].
-func Open(cfg Config) (*Identity, error) {
-	return with(cfg, func(ctx *crypto11.Context) (crypto11.Signer, error) {
-		signers, err := find(ctx)
-		switch {
-		case err != nil:
-			return nil, err
-		case len(signers) == 0:
-			return nil, fmt.Errorf("%w: the token has no identity; kekd init makes one", hsm.ErrKeyNotFound)
-		case len(signers) > 1:
-			return nil, fmt.Errorf("%w: %d key pairs with the label %s; destroy those that are not pinned", hsm.ErrAmbiguous, len(signers), Label)
-		}
-		return signers[0], nil
-	})
-}
+// A Connection is a module that is initialised and logged in to its token.
+type Connection struct{ ctx *crypto11.Context }
 
-// Create makes the identity, and opens it.
-func Create(cfg Config) (*Identity, error) {
-	return with(cfg, func(ctx *crypto11.Context) (crypto11.Signer, error) {
-		signers, err := find(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if len(signers) > 0 {
-			return nil, ErrExists
-		}
-		public, private, err := templates()
-		if err != nil {
-			return nil, err
-		}
-		signer, err := ctx.GenerateECDSAKeyPairWithAttributes(public, private, elliptic.P256())
-		if err != nil {
-			return nil, failure("make the identity", err)
-		}
-		return signer, nil
-	})
-}
-
-func with(cfg Config, get func(*crypto11.Context) (crypto11.Signer, error)) (*Identity, error) {
+// Connect initialises the module and logs in.
+func Connect(cfg Config) (*Connection, error) {
 	ctx, err := crypto11.Configure(&crypto11.Config{
 		Path:            cfg.Module,
 		TokenSerial:     cfg.Serial,
@@ -100,14 +65,78 @@ func with(cfg Config, get func(*crypto11.Context) (crypto11.Signer, error)) (*Id
 	if err != nil {
 		return nil, failure("open the token", err)
 	}
-	signer, err := get(ctx)
-	if err == nil {
-		err = verify(ctx, signer)
+	return &Connection{ctx}, nil
+}
+
+// Identity is the one that [Create] made: it lives as long as the connection. None is [hsm.ErrKeyNotFound], more
+// than one is [hsm.ErrAmbiguous], and one that may do more than sign is [hsm.ErrKeyRefused].
+//
+// It searches the token three times, which takes SoftHSM a second with 10,000 objects, and changes nothing.
+func (c *Connection) Identity() (*Identity, error) {
+	signers, err := find(c.ctx)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(signers) == 0:
+		return nil, fmt.Errorf("%w: the token has no identity; kekd init makes one", hsm.ErrKeyNotFound)
+	case len(signers) > 1:
+		return nil, fmt.Errorf("%w: %d key pairs with the label %s; destroy those that are not pinned", hsm.ErrAmbiguous, len(signers), Label)
 	}
+	return c.verified(signers[0])
+}
+
+func (c *Connection) verified(signer crypto11.Signer) (*Identity, error) {
+	if err := verify(c.ctx, signer); err != nil {
+		return nil, err
+	}
+	return &Identity{c, signer, signer.Public().(*ecdsa.PublicKey)}, nil
+}
+
+// Close lets go of the token. If nobody else of crypto11 holds the module, it is finalised.
+func (c *Connection) Close() error {
+	if err := c.ctx.Close(); err != nil {
+		return failure("close the token", err)
+	}
+	return nil
+}
+
+// Open connects and finds the identity.
+func Open(cfg Config) (*Identity, error) {
+	return with(cfg, (*Connection).Identity)
+}
+
+// Create makes the identity, and opens it.
+func Create(cfg Config) (*Identity, error) {
+	return with(cfg, func(c *Connection) (*Identity, error) {
+		signers, err := find(c.ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(signers) > 0 {
+			return nil, ErrExists
+		}
+		public, private, err := templates()
+		if err != nil {
+			return nil, err
+		}
+		signer, err := c.ctx.GenerateECDSAKeyPairWithAttributes(public, private, elliptic.P256())
+		if err != nil {
+			return nil, failure("make the identity", err)
+		}
+		return c.verified(signer)
+	})
+}
+
+func with(cfg Config, get func(*Connection) (*Identity, error)) (*Identity, error) {
+	c, err := Connect(cfg)
 	if err != nil {
-		return nil, errors.Join(err, ctx.Close())
+		return nil, err
 	}
-	return &Identity{ctx, signer, signer.Public().(*ecdsa.PublicKey)}, nil
+	id, err := get(c)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return id, nil
 }
 
 // Public is the identity's *ecdsa.PublicKey.
@@ -126,13 +155,8 @@ func (i *Identity) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 	return sig, nil
 }
 
-// Close lets go of the token. If nobody else of crypto11 holds the module, it is finalised.
-func (i *Identity) Close() error {
-	if err := i.ctx.Close(); err != nil {
-		return failure("close the token", err)
-	}
-	return nil
-}
+// Close closes the connection.
+func (i *Identity) Close() error { return i.conn.Close() }
 
 // find gives the pairs that are ours and were generated in the token. A half without the
 // other, one that a crash left half-made, and a pair that was imported are not among them.

@@ -24,6 +24,7 @@ type module struct {
 
 	refs int  // guarded by modules.mu
 	own  bool // this package initialised it and will finalise it; guarded by modules.mu
+	hung bool // a call may still be running in it; guarded by modules.mu
 }
 
 var modules = struct {
@@ -67,7 +68,8 @@ func acquire(path string) (*module, error) {
 func (m *module) release(hung bool) error {
 	modules.mu.Lock()
 	defer modules.mu.Unlock()
-	if m.refs--; m.refs > 0 || hung {
+	m.hung = m.hung || hung
+	if m.refs--; m.refs > 0 || m.hung {
 		return nil
 	}
 	delete(modules.open, m.path)

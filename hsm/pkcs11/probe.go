@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -24,27 +25,39 @@ type Selected struct {
 // A token with one PIN try left, or none, is [hsm.ErrPINLocked]: the last try belongs to a
 // person.
 func Probe(u URI, modulePath string) (Selected, error) {
+	s, leave, err := Enter(u, modulePath)
+	if err != nil {
+		return Selected{}, err
+	}
+	if err := leave(); err != nil {
+		return Selected{}, err
+	}
+	return s, nil
+}
+
+// Enter is [Probe] for who opens the token next, without crypto11: the module stays initialised until leave is
+// called. SoftHSM reads all objects of a token when it is initialised.
+func Enter(u URI, modulePath string) (s Selected, leave func() error, err error) {
 	if u.ModulePath != "" {
 		modulePath = u.ModulePath
 	}
 	if modulePath == "" {
-		return Selected{}, fmt.Errorf("%w: give module-path=/path/to/module.so in the token's URI, or in the configuration", hsm.ErrNoModule)
+		return s, nil, fmt.Errorf("%w: give module-path=/path/to/module.so in the token's URI, or in the configuration", hsm.ErrNoModule)
 	}
 	m, err := acquire(modulePath)
 	if err != nil {
-		return Selected{}, err
+		return s, nil, err
 	}
 	_, info, err := m.find(u)
 	if err == nil {
 		err = mayLogIn(info)
 	}
-	if rerr := m.release(false); err == nil {
-		err = rerr
-	}
+	leave = func() error { return m.release(false) }
 	if err != nil {
-		return Selected{}, err
+		return s, nil, errors.Join(err, leave())
 	}
-	return Selected{modulePath, info.Label, info.SerialNumber, info.ManufacturerID, info.Model}, nil
+	s = Selected{modulePath, info.Label, info.SerialNumber, info.ManufacturerID, info.Model}
+	return s, leave, nil
 }
 
 // find returns the slot of the one token that fits.

@@ -29,6 +29,11 @@ type Config struct {
 	// they are told so at once, and it is searched for meanwhile.
 	Appeals bool
 
+	// Before is called when Open has listed the token, before it changes anything on the token or in a
+	// session. Nil: nothing has to be waited for. An error of it ends Open. Whoever searches the token in this
+	// process meanwhile has ended when it returns: with SoftHSM 2.6.1 a generation beside a search fails.
+	Before func() error
+
 	// Slots is how many sessions serve, one operation each at a time if there are several. A token
 	// that does n things at once is kept busy by half as many sessions more: each has something to
 	// do between two answers. (16 at once of 1 ms, so at most 16,000 a second: 13,600 with 16
@@ -191,6 +196,11 @@ func (t *Token) load(ctx context.Context, s *slot) error {
 		if r.obj.ID == canaryID && r.obj.Fault == nil && r.obj.Usable && r.hasCheck {
 			t.canary = r
 			break
+		}
+	}
+	if t.cfg.Before != nil {
+		if err := t.cfg.Before(); err != nil {
+			return err
 		}
 	}
 	if t.canary.handle == 0 {

@@ -18,17 +18,18 @@ type Pool struct {
 	cfg     Config
 	spawn   *spawner
 	known   bool             // whether public is. Only the manager's seat looks
-	public  crypto.PublicKey // of the identity, as the first manager told it; nil: none. Fixed when Open returns
+	public  crypto.PublicKey // of the identity, as the first manager told it; nil: none. Fixed when Begin returns
 	closing chan struct{}
 	login   chan struct{}  // of size 1: held by who starts a worker
 	keepers sync.WaitGroup // one for each seat
+	joined  chan error     // receives once from each seat but the manager's, when its first worker serves or does not start
 	counts  counts
 
 	mu      sync.Mutex
 	queue   queue                // guarded by mu
 	workers []*worker            // guarded by mu: those that serve
 	alive   map[*worker]struct{} // guarded by mu: those whose process is not gone yet
-	seats   []*seat              // guarded by mu while Open runs, then fixed. The first is the manager's
+	seats   []*seat              // guarded by mu while Begin runs, then fixed. The first is the manager's
 	changed chan struct{}        // guarded by mu: closed and made anew when a seat changes
 	refused error                // guarded by mu: why nobody logs in any more
 	closed  bool                 // guarded by mu
@@ -47,9 +48,22 @@ var (
 // have cost a PIN try, and nobody knows yet whether the PIN is right.
 const firstTries = 2
 
-// Open starts the workers and returns when all of them serve. What keeps the first from opening
-// the token is returned, wrapping one of package hsm's errors.
+// Open starts the workers and returns when all of them serve: it is [Begin] and [Pool.Whole].
 func Open(ctx context.Context, cfg Config) (*Pool, error) {
+	p, err := Begin(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Whole(ctx); err != nil {
+		return nil, errors.Join(err, p.Close(context.WithoutCancel(ctx)))
+	}
+	return p, nil
+}
+
+// Begin starts the workers and returns when the manager serves; the others open the token from then on, which
+// takes SoftHSM two seconds with 10,000 objects. ctx bounds all starts. What keeps the manager from opening the
+// token is returned, wrapping one of package hsm's errors.
+func Begin(ctx context.Context, cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg.withDefaults(), spawn: newSpawner(), closing: make(chan struct{}), login: make(chan struct{}, 1),
 		alive: map[*worker]struct{}{}, changed: make(chan struct{}),
@@ -80,23 +94,37 @@ func (p *Pool) start(ctx context.Context) error {
 			n = min(2, runtime.NumCPU())
 		}
 	}
-	var starting sync.WaitGroup
-	errs := make([]error, n)
-	for i := 1; i < n; i++ {
+	p.joined = make(chan error, n-1)
+	for range n - 1 {
 		s := &seat{role: RoleServer}
 		p.mu.Lock()
 		p.seats = append(p.seats, s)
 		p.mu.Unlock()
-		starting.Go(func() {
+		p.keepers.Go(func() {
 			w, err := p.launch(ctx, s)
 			if err != nil {
-				errs[i] = fmt.Errorf("start a token worker: %w", err)
+				p.joined <- fmt.Errorf("start a token worker: %w", err)
 				return
 			}
-			p.keepers.Go(func() { p.keep(s, w) })
+			p.joined <- nil
+			p.keep(s, w)
 		})
 	}
-	starting.Wait()
+	return nil
+}
+
+// Whole returns when all workers that [Begin] started serve, or one of them does not start: then the pool is to
+// be closed. It is for one caller, once.
+func (p *Pool) Whole(ctx context.Context) error {
+	var errs []error
+	for range cap(p.joined) {
+		select {
+		case err := <-p.joined:
+			errs = append(errs, err)
+		case <-ctx.Done():
+			return errors.Join(append(errs, fmt.Errorf("start a token worker: %w", late(ctx)))...)
+		}
+	}
 	return errors.Join(errs...)
 }
 
