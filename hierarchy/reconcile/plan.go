@@ -86,14 +86,18 @@ func (p placed) object(cluster hierarchy.ClusterID, attempt uint32) hierarchy.Ob
 	return hierarchy.KEKObjectID(cluster, p.tenant.ID, p.key.ID, p.version.Number, p.region.Region, attempt)
 }
 
+// versions are those that are to have an object in a region, in no order that means anything: one walk over all keys,
+// since each pass looks at all of them.
 func versions(s *state.State, region hierarchy.RegionID) iter.Seq[placed] {
 	return func(yield func(placed) bool) {
-		for t := range s.Tenants() {
-			for k := range s.Keys(t.ID) {
-				for _, v := range k.Versions {
-					if r, ok := v.Region(region); ok && !yield(placed{s, t, k, v, r}) {
-						return
-					}
+		var t *state.Tenant
+		for k := range s.AllKeys() {
+			if t == nil || t.ID != k.Tenant {
+				t, _ = s.Tenant(k.Tenant) // no key is without one
+			}
+			for _, v := range k.Versions {
+				if r, ok := v.Region(region); ok && !yield(placed{s, t, k, v, r}) {
+					return
 				}
 			}
 		}
