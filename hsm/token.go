@@ -93,7 +93,8 @@ type Token interface {
 // Manager is the side that changes objects. One process of a region uses it at a time.
 type Manager interface {
 	// List returns every secret key object on the token that a KEK or bridge could be,
-	// ours and foreign, broken ones included.
+	// ours and foreign, broken ones included. The first listing after a token was opened may tell
+	// what was read then of those that were there.
 	List(ctx context.Context) ([]Object, error)
 
 	// Generate makes an AES-256 KEK, or finds the one that an earlier try made, reads its

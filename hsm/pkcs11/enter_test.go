@@ -2,8 +2,10 @@ package pkcs11_test
 
 import (
 	"errors"
+	"maps"
 	"testing"
 
+	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/hsmtest"
 	kekd "github.com/kekd/kekd/hsm/pkcs11"
@@ -76,4 +78,36 @@ func TestBefore(t *testing.T) {
 		t.Errorf("%d changes though Before has failed", made)
 	}
 	h.Open(t, 0, kekd.Config{Manager: true, Before: func() error { return nil }})
+}
+
+// TestFirstListing: who opens a token and lists it has its keys read once; from then on each listing reads them.
+func TestFirstListing(t *testing.T) {
+	h, m, minter := openFaulty(t, kekd.Config{Manager: true})
+	key := mint(t, minter, hierarchy.ObjectID{1})
+	token := h.Open(t, 0, kekd.Config{Manager: true})
+	late := mint(t, minter, hierarchy.ObjectID{2}) // after it was opened
+	lists := func() (usable map[hierarchy.ObjectID]bool, reads int) {
+		t.Helper()
+		before := m.Counters.Calls("C_GetAttributeValue")
+		objects, err := token.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		usable = map[hierarchy.ObjectID]bool{}
+		for _, o := range objects {
+			usable[o.ID] = o.Usable
+		}
+		return usable, m.Counters.Calls("C_GetAttributeValue") - before
+	}
+	both := map[hierarchy.ObjectID]bool{key.ID: true, late.ID: true}
+	if usable, reads := lists(); !maps.Equal(usable, both) || reads != 1 {
+		t.Errorf("first listing: %v after %d reads; want both keys, and to have read the one that is new", usable, reads)
+	}
+	if err := minter.SetUsable(t.Context(), key.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	both[key.ID] = false
+	if usable, reads := lists(); !maps.Equal(usable, both) || reads < 3 {
+		t.Errorf("second listing: %v after %d reads; want one latched, and to have read both and the canary", usable, reads)
+	}
 }

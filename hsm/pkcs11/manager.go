@@ -180,13 +180,18 @@ func (t *Token) findHandles(s *slot, id hierarchy.ObjectID) ([]pkcs11.ObjectHand
 	}
 }
 
+// listedAnew is how long after Open the first List believes the attributes that Open has read: who opens a token
+// lists it at once, and until the first uses have gone round it has much to do.
+const listedAnew = time.Minute
+
 // List is [hsm.Manager]'s. It leaves out the canary.
 func (t *Token) List(ctx context.Context) ([]hsm.Object, error) {
 	return change(ctx, t, func(s *slot) ([]hsm.Object, error) {
-		listing, err := t.list(s, true)
+		listing, err := t.list(s, time.Since(t.opened) > listedAnew)
 		if err != nil {
 			return nil, err
 		}
+		t.opened = time.Time{}
 		t.copies.orphan(t.index.replace(listing, time.Now()))
 
 		t.index.mu.RLock()

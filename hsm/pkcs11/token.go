@@ -80,6 +80,7 @@ type Token struct {
 	copies copies
 
 	manager chan func(*slot)           // to the goroutine that finds and changes objects
+	opened  time.Time                  // when the attributes of all keys were read by Open; zero: List has told. That goroutine's alone
 	marks   map[hsm.MarkOwner]keptMark // which that goroutine alone looks at: what this process made durable
 	search  search
 	can     capabilities
@@ -191,7 +192,8 @@ func (t *Token) load(ctx context.Context, s *slot) error {
 	if err != nil {
 		return err
 	}
-	t.index.replace(listing, time.Now())
+	t.opened = time.Now()
+	t.index.replace(listing, t.opened)
 	for _, r := range listing {
 		if r.obj.ID == canaryID && r.obj.Fault == nil && r.obj.Usable && r.hasCheck {
 			t.canary = r
