@@ -46,6 +46,7 @@ func (n *Node) drive(ctx context.Context) {
 	timer := time.NewTicker(driveInterval)
 	defer timer.Stop()
 	leading := uint64(0) // the term in which this node has proved that it leads
+	unheardOf := silences{}
 	for {
 		change, lead := n.Changed(), n.leadership.next()
 		select {
@@ -55,6 +56,11 @@ func (n *Node) drive(ctx context.Context) {
 		case <-lead:
 		case <-timer.C:
 		case <-n.driver.kick:
+		}
+		if n.IsLeader() {
+			unheardOf.look(n, n.State(), n.roll.call())
+		} else {
+			clear(unheardOf)
 		}
 		for n.IsLeader() && ctx.Err() == nil {
 			step, cancel := context.WithTimeout(ctx, driveTimeout)
@@ -149,7 +155,7 @@ func (n *Node) replaceMinter(ctx context.Context, s *state.State, called call) (
 				RegionId: r.ID.ID[:], FromNodeId: r.MintingNode.ID[:], NodeId: m.ID.ID[:],
 			}}})
 			if err == nil {
-				n.cfg.Logger.Warn("another node mints for its region, since the one before is not heard of", "region", r.Name, "node", m.Name)
+				n.cfg.Logger.Warn("another node mints for its region, since the one before is not heard of", "region", r.Name, "of", m.Name)
 			}
 			return true, err
 		}

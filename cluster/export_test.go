@@ -176,3 +176,6 @@ func RaiseTerm(cfg Config) error {
 
 // Replaced is what a log store remembers of entries that were replaced.
 func Replaced(s raft.LogStore) (Mark, error) { return s.(*logStore).replaced() }
+
+// RaftLogger is raft's log.
+var RaftLogger = raftLogger

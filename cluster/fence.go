@@ -42,6 +42,16 @@ type FenceReport struct {
 	Waiting []hierarchy.NodeID
 }
 
+// waitedOut are the nodes that have not acknowledged.
+func (r FenceReport) waitedOut() (ids []hierarchy.NodeID) {
+	for _, is := range r.Nodes {
+		if is.How == LeaseExpired {
+			ids = append(ids, is.Node)
+		}
+	}
+	return ids
+}
+
 const (
 	// fenceCall is how long one request for an acknowledgement may take before it is sent anew.
 	fenceCall = 2 * time.Second
@@ -76,10 +86,12 @@ func (n *Node) Await(ctx context.Context, f *state.Fence) (FenceReport, error) {
 	report, err := n.await(ctx, f)
 	if err != nil {
 		n.counts.unfenced.Add(1)
-	} else {
-		n.counts.fences.Observe(report.Elapsed)
+		n.cfg.Logger.Warn("a closing took effect, and is not known to be obeyed by every node", "index", f.Index, "elapsed", report.Elapsed.Round(time.Millisecond), "waiting", n.names(report.Waiting), "error", err)
+		return report, err
 	}
-	return report, err
+	n.counts.fences.Observe(report.Elapsed)
+	n.cfg.Logger.Info("a closing is obeyed by every node", "index", f.Index, "elapsed", report.Elapsed.Round(time.Millisecond), "waited_out", n.names(report.waitedOut()))
+	return report, nil
 }
 
 func (n *Node) await(ctx context.Context, f *state.Fence) (FenceReport, error) {

@@ -234,10 +234,9 @@ func (n *Node) watchLeadership(ctx context.Context, notify <-chan bool) {
 	})
 	n.raft.RegisterObserver(observer)
 	defer n.raft.DeregisterObserver(observer)
-	var leader hierarchy.NodeID
+	var before ledBy
 	for {
-		now, known := n.Leader()
-		n.counts.leaderSeen(&leader, now, known)
+		before = n.noteLeader(before)
 		n.leadership.fire()
 		n.keeper.Kick()
 		select {

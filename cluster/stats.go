@@ -113,10 +113,25 @@ func (s *snapshots) last() (index uint64, at time.Time) {
 	return m.Index, at
 }
 
-// leaderSeen counts a leader that is another than before.
-func (c *counts) leaderSeen(before *hierarchy.NodeID, now hierarchy.NodeID, known bool) {
-	if known && now != *before {
-		c.leaders.Add(1)
-		*before = now
+// ledBy is who leads as this node knows it.
+type ledBy struct {
+	id    hierarchy.NodeID // while nobody is known to lead, who did last
+	known bool
+}
+
+// noteLeader says in the log who leads when that has changed, and counts those who begin to.
+func (n *Node) noteLeader(before ledBy) ledBy {
+	id, known := n.Leader()
+	switch {
+	case known && (id != before.id || !before.known):
+		if id != before.id {
+			n.counts.leaders.Add(1)
+		}
+		n.cfg.Logger.Info("a node leads", "of", n.name(id), "id", id, "itself", id == n.id.Node, "term", n.raft.CurrentTerm())
+		return ledBy{id, true}
+	case !known && before.known:
+		n.cfg.Logger.Info("no node leads, as far as this one knows", "before", n.name(before.id))
+		return ledBy{before.id, false}
 	}
+	return before
 }

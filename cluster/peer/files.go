@@ -77,7 +77,7 @@ func (k *keptFiles) now() *material {
 	case err != nil:
 		if said := err.Error(); said != k.said {
 			k.said = said
-			k.log.Warn("the node's certificate stays the one it has: its files cannot be used", "err", err, "expires", before.cert.Leaf.NotAfter)
+			k.log.Warn("the node's certificate stays the one it has: its files cannot be used", "error", err, "expires", before.cert.Leaf.NotAfter)
 		}
 		return before
 	case m == nil:

@@ -26,7 +26,7 @@ func (o *onceLog) warn(of Peer, what string, err error, args ...any) {
 	if !o.first(of, what+kind(err)) {
 		return
 	}
-	args = append([]any{"peer", of.Name, "err", err}, args...)
+	args = append([]any{"peer", of.Name, "error", err}, args...)
 	if !of.ID.IsZero() {
 		args = append(args, "id", of.ID)
 	}

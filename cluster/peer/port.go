@@ -187,7 +187,7 @@ func (p *Port) turnedAway(from net.Addr, err error) {
 		return
 	}
 	// Scans and health checks of others: they are not peers, and the log is not for them.
-	p.cfg.Log.Debug("a connection to the port for peers came to nothing", "from", from, "err", err)
+	p.cfg.Log.Debug("a connection to the port for peers came to nothing", "from", from, "error", err)
 }
 
 func (p *Port) refused(id nodeID, err error) {

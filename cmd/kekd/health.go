@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +18,8 @@ type health struct {
 // healthEvery is how often the token is asked; it has [healthTimeout] to answer.
 const healthEvery = time.Second
 
-func watchHealth(token *worker.Pool) *health {
+// watchHealth says in the log when the token begins not to answer, and when it answers again.
+func watchHealth(token *worker.Pool, log *slog.Logger) *health {
 	ctx, quit := context.WithCancel(context.Background())
 	h := &health{quit: quit}
 	h.healthy.Store(true) // it was opened just now
@@ -31,8 +33,17 @@ func watchHealth(token *worker.Pool) *health {
 				return
 			}
 			asking, cancel := context.WithTimeout(ctx, healthTimeout)
-			h.healthy.Store(token.Healthy(asking) == nil)
+			err := token.Healthy(asking)
 			cancel()
+			was := h.healthy.Swap(err == nil)
+			switch {
+			case ctx.Err() != nil:
+				return // it is being closed
+			case err != nil && was:
+				log.Error("the token does not answer: nothing is served until it does", "error", err)
+			case err == nil && !was:
+				log.Info("the token answers again")
+			}
 		}
 	}()
 	return h

@@ -75,7 +75,7 @@ func (n *node) openKeys(ctx context.Context, o serveOptions) (err error) {
 	if n.token, err = openWorkers(ctx, n.config, o.config, n.repairs, n.log); err != nil {
 		return err
 	}
-	n.signer, n.marks, n.health = n.token.Signer(), n.token, watchHealth(n.token)
+	n.signer, n.marks, n.health = n.token.Signer(), n.token, watchHealth(n.token, n.log)
 	n.running.started("the token's workers", stopToken, func(ctx context.Context) error {
 		n.health.quit()
 		return n.token.Close(ctx)
