@@ -84,11 +84,12 @@ func (c Config) check() error {
 
 // mustPreVote refuses a transport that cannot ask for pre-votes. Raft would do without, silently: a node
 // that was cut off would then raise the term and depose the leader each time that it comes back.
-func mustPreVote(t raft.Transport) error {
-	if _, ok := t.(raft.WithPreVote); !ok {
-		return errors.New("the transport cannot ask for pre-votes")
+func mustPreVote(t raft.Transport) (preVoting, error) {
+	asking, ok := t.(preVoting)
+	if !ok {
+		return nil, errors.New("the transport cannot ask for pre-votes")
 	}
-	return nil
+	return asking, nil
 }
 
 const (

@@ -177,21 +177,22 @@ const openPatience = 30 * time.Second
 
 // connect opens what reaches the others, if there may be any.
 func (n *Node) connect() (raft.Transport, error) {
+	var t raft.Transport
 	switch {
 	case n.cfg.transport != nil:
-		n.calls = n.cfg.calls
-		return n.cfg.transport, mustPreVote(n.cfg.transport)
+		t, n.calls = n.cfg.transport, n.cfg.calls
 	case n.cfg.Peers != nil:
 		w, err := n.listen(n.cfg.Peers)
 		if err != nil {
 			return nil, err
 		}
 		n.network, n.calls = w, w
-		t := w.port.Transport()
-		return t, mustPreVote(t)
+		t = w.port.Transport()
+	default:
+		_, t = raft.NewInmemTransport(serverAddress(n.id.Node))
 	}
-	_, alone := raft.NewInmemTransport(serverAddress(n.id.Node))
-	return alone, mustPreVote(alone)
+	asking, err := mustPreVote(t)
+	return quiet{asking, n.failure}, err
 }
 
 // leaveTheOthers closes the port as soon as this node has failed: raft's heartbeats go on while its stores

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,6 +46,9 @@ type failure struct {
 	report   chan error
 	patience time.Duration // with an operation of a store
 	release  <-chan struct{}
+
+	slow     atomic.Int32 // operations of stores that have not answered for a while
+	answered signal       // one of them has
 }
 
 func newFailure(patience time.Duration) *failure {

@@ -235,38 +235,47 @@ func TestDiskReadOnly(t *testing.T) {
 	}
 }
 
-// tamper has system calls on a file of the daemon's fail or hang, in the way of strace's -e inject,
-// until the function that it returns is called.
+// tamper has system calls on a file of the daemon's fail or hang: see [tamper].
 func (d *daemon) tamper(path, inject string) (undo func()) {
 	d.n.t.Helper()
+	return tamper(d.n.t, d.cmd.Process.Pid, path, inject)
+}
+
+// tamper has system calls of a process on a file fail or hang, in the way of strace's -e inject, until the
+// function that it returns is called.
+func tamper(t *testing.T, pid int, path, inject string) (undo func()) {
+	t.Helper()
 	calls, _, _ := strings.Cut(inject, ":")
-	trace := exec.Command("strace", "-f", "-qq", "-o", filepath.Join(d.n.Dir, "strace.log"), "-p", fmt.Sprint(d.cmd.Process.Pid),
-		"-P", path, "-e", "trace="+calls, "-e", "inject="+inject)
+	trace := exec.Command("strace", "-f", "-qq", "-o", os.DevNull, "-p", fmt.Sprint(pid), "-P", path, "-e", "trace="+calls, "-e", "inject="+inject)
 	var says strings.Builder
 	trace.Stderr = &says
 	if err := trace.Start(); err != nil {
-		d.n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	exited := make(chan struct{})
 	go func() { _ = trace.Wait(); close(exited) }()
 	var once sync.Once
 	undo = func() {
 		once.Do(func() {
-			_ = trace.Process.Signal(syscall.SIGINT)
+			if alive(pid) {
+				_ = trace.Process.Signal(syscall.SIGINT)
+			} else { // it would wait for a thread that has a call delayed, and that thread for it
+				_ = trace.Process.Kill()
+			}
 			<-exited
 		})
 	}
-	d.n.t.Cleanup(undo)
-	eventually(d.n.t, 10*time.Second, "strace holds every thread of the daemon", func() bool {
+	t.Cleanup(undo)
+	eventually(t, 10*time.Second, "strace holds every thread of the process", func() bool {
 		select {
 		case <-exited:
-			if d.running() {
-				d.n.t.Fatalf("strace: %s", says.String())
+			if alive(pid) {
+				t.Fatalf("strace: %s", says.String())
 			}
 			return true // the fault was quicker
 		default:
 		}
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.cmd.Process.Pid))
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 		for _, status := range threads {
 			if b, err := os.ReadFile(status); err == nil && strings.Contains(string(b), "TracerPid:\t0") {
 				return false

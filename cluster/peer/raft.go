@@ -24,6 +24,10 @@ const (
 	// What it holds up is that peer's replication alone. A peer whose machine is gone is given up sooner,
 	// see raftSilence; one whose disk is slow has to be waited for.
 	raftTime = 5 * time.Second
+	// raftInFlight is how many messages to one peer may be on their way at once. When a peer answers that this node leads
+	// no longer, raft stops reading answers, and goes on sending until it looks up; with its default of 2 there
+	// is then no room for what is on its way, and raft waits for ever, also when it is to stop.
+	raftInFlight = 16
 )
 
 // transport is Raft's, merged of one for what this node sends and one for each connection of a peer.
@@ -52,6 +56,7 @@ func newTransport(p *Port) *transport {
 		Stream:                &dialler{t},
 		ServerAddressProvider: byID{},
 		MaxPool:               raftPool,
+		MaxRPCsInFlight:       raftInFlight,
 		Timeout:               raftTime,
 		Logger:                hclog.NewNullLogger(),
 	})

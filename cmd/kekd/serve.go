@@ -106,7 +106,8 @@ func runServe(ctx context.Context, o serveOptions, stderr io.Writer) (err error)
 	for _, w := range n.warnings {
 		n.log.Warn(w)
 	}
-	defer func() { err = errors.Join(err, n.running.stop()) }()
+	// Why it ends comes last, where one looks first.
+	defer func() { err = errors.Join(n.running.stop(), err) }()
 
 	if err := n.start(ctx, o); err != nil {
 		if errors.Is(err, errInterrupted) {

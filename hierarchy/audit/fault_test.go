@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -271,10 +272,6 @@ func TestDiskHangs(t *testing.T) {
 		if n > 20 { // 18 such batches have 8 MiB
 			t.Errorf("%d batches were taken while nothing was written", n)
 		}
-		time.Sleep(5 * time.Second)
-		if err := r.j.Healthy(); !errors.Is(err, hierarchy.ErrAuditUnavailable) {
-			t.Errorf("after six seconds: %v", err)
-		}
 		if tail, err := r.tail(t.Context(), tenant(1), 10); err != nil || len(tail) != 1 {
 			t.Errorf("reading: %d lines, %v", len(tail), err)
 		}
@@ -290,6 +287,62 @@ func TestDiskHangs(t *testing.T) {
 		if want := uint64((n-1)*audit.MaxAppend + 3); rep.Last < want {
 			t.Errorf("%d records, want %d", rep.Last, want)
 		}
+	})
+}
+
+// TestDiskHangsForGood shows that a journal does not wait for ever: who has waited is told, nothing is taken any
+// more, and what the disk has done all the same does not count, though it is found at the next start.
+func TestDiskHangsForGood(t *testing.T) {
+	const patience = 5 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		r := newRig(t, func(o *audit.Options) { *o = o.WithFiles(g.wrap) })
+		r.write(unwrap(1))
+		durable := r.j.Status().Durable
+		g.shut()
+		start := time.Now()
+		for i := range 2 { // with the disk, and behind it
+			go func() {
+				if _, err := r.j.Write(r.ctx(), []audit.Record{unwrap(1)}); !errors.Is(err, hierarchy.ErrAuditUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("write %d: got %v", i, err)
+				}
+				if took := time.Since(start); took != patience {
+					t.Errorf("write %d: told after %v", i, took)
+				}
+			}()
+			synctest.Wait()
+		}
+		time.Sleep(patience - time.Nanosecond)
+		if err := r.j.Healthy(); err != nil {
+			t.Errorf("before its patience is over: %v", err)
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		select {
+		case <-r.j.Failed():
+		default:
+			t.Error("it has not failed")
+		}
+		if err := r.j.Healthy(); err == nil || !strings.Contains(err.Error(), "the disk hangs") {
+			t.Errorf("afterwards: %v", err)
+		}
+		g.open()
+		synctest.Wait()
+		if _, err := r.j.Write(r.ctx(), []audit.Record{unwrap(1)}); !errors.Is(err, hierarchy.ErrAuditUnavailable) {
+			t.Errorf("when the disk is back: got %v", err)
+		}
+		if got := r.j.Status().Durable; got != durable {
+			t.Errorf("up to %d are durable, %d were when it failed", got, durable)
+		}
+		if err := r.j.Close(r.ctx()); !errors.Is(err, hierarchy.ErrAuditUnavailable) {
+			t.Errorf("closing: got %v", err)
+		}
+		r.open()
+		if tail, err := r.tail(t.Context(), tenant(1), 10); err != nil || len(tail) != 2 {
+			t.Errorf("%d records are there, want that before and that which was with the disk: %v", len(tail), err)
+		}
+		r.close()
+		r.mustVerify()
 	})
 }
 

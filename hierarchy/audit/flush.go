@@ -55,38 +55,46 @@ func (j *Journal) flushPending() {
 	j.pending = newGroup(j.cur, j.off, j.spare)
 	j.spare = nil
 	began := time.Now()
-	j.busy, j.flushed = true, began
+	j.writing = g
 	j.wakeAppenders()
 	j.mu.Unlock()
 
 	// No lock is held from here on, so whoever appends meanwhile is in the next group. An
 	// error is final: after a failed sync the kernel may call the pages clean that it could
 	// not write, and a second sync would then succeed.
+	stop := j.watch(g)
 	err := j.write(g)
+	stop()
 	j.syncs.Observe(time.Since(began))
-	if err == nil {
-		j.written.Add(uint64(g.size))
+	if !j.settle(g, err) {
+		return
 	}
-
-	j.mu.Lock()
-	j.busy = false
-	if err != nil {
-		j.fail(err)
-		err = j.err
-	} else {
-		j.durable = g.last
-		if j.lastData > j.signed && j.durable-j.signed >= j.opts.CheckpointRecords {
-			wake(j.wakeSealer)
-		}
-		if buf := g.chunks[0].buf; cap(buf) <= maxSpare && len(g.lines) == 0 {
-			j.spare = buf[:0]
-		}
-	}
-	j.mu.Unlock()
-	g.finish(err)
-	if err == nil && len(g.lines) > 0 {
+	g.finish(nil) // under no lock: many may wake
+	if len(g.lines) > 0 {
 		j.deliver(g)
 	}
+}
+
+// settle takes note that a write is over; false: nothing of it counts, and all have been told.
+func (j *Journal) settle(g *group, err error) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err != nil {
+		j.fail(err)
+	}
+	j.writing = nil
+	if j.err != nil { // also when it is the watch that was tired of waiting
+		return false
+	}
+	j.written.Add(uint64(g.size))
+	j.durable = g.last
+	if j.lastData > j.signed && j.durable-j.signed >= j.opts.CheckpointRecords {
+		wake(j.wakeSealer)
+	}
+	if buf := g.chunks[0].buf; cap(buf) <= maxSpare && len(g.lines) == 0 {
+		j.spare = buf[:0]
+	}
+	return true
 }
 
 // write makes a group durable, segment after segment.

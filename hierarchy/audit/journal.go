@@ -32,8 +32,6 @@ const (
 	// reserve is what is left free at the end of a segment while no other one is ready, for
 	// checkpoints, in bytes.
 	reserve = 8 << 10
-	// stallAfter is how long a write may be under way before the journal calls itself sick.
-	stallAfter = 5 * time.Second
 	// prepareRetry is how long after a failure the next segment is tried again.
 	prepareRetry = time.Second
 )
@@ -108,14 +106,13 @@ type Journal struct {
 
 	mu      sync.Mutex
 	chain   *chain
-	head    Position // of the last record
-	cur     *segment // where the next line goes
-	off     int64    // in cur, where it goes
-	pending *group   // appended, and not yet taken by the flusher
-	spare   []byte   // buffer of a group that was flushed
-	durable uint64   // sequence
-	flushed time.Time
-	busy    bool          // a group is being written, since flushed
+	head    Position      // of the last record
+	cur     *segment      // where the next line goes
+	off     int64         // in cur, where it goes
+	pending *group        // appended, and not yet taken by the flusher
+	spare   []byte        // buffer of a group that was flushed
+	durable uint64        // sequence
+	writing *group        // what the flusher writes now; nil: nothing
 	shared  bool          // many callers had records in it
 	changed chan struct{} // closed, and replaced, when a blocked Append should look again
 	closing bool
@@ -189,8 +186,6 @@ func (j *Journal) Healthy() error {
 	switch {
 	case j.err != nil:
 		return j.err
-	case j.busy && time.Since(j.flushed) > stallAfter:
-		return fmt.Errorf("%w: a write has been under way for %s", hierarchy.ErrAuditUnavailable, time.Since(j.flushed).Round(time.Second))
 	case j.nextErr != nil && j.off+MaxLine > j.limit():
 		return j.noRoom()
 	}
@@ -211,6 +206,9 @@ func (j *Journal) fail(err error) {
 	}
 	j.err = fmt.Errorf("%w: %w", hierarchy.ErrAuditUnavailable, err)
 	close(j.failed)
+	if j.writing != nil {
+		j.writing.finish(j.err)
+	}
 	j.pending.finish(j.err)
 	j.wakeAppenders()
 	for _, followers := range j.follow {

@@ -136,7 +136,7 @@ func Open(dir string, opts Options) (*Journal, error) {
 	for _, detail := range cuts {
 		opts.Log.Warn("audit journal: recovered", "detail", detail)
 		if _, err := j.append(context.Background(), []Record{{Kind: KindRecovered, At: time.Now(), Outcome: OutcomeOK, Detail: detail}}, nil); err != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), stallAfter)
+			ctx, cancel := context.WithTimeout(context.Background(), writePatience)
 			defer cancel()
 			return nil, errors.Join(err, j.Close(ctx))
 		}
