@@ -18,7 +18,7 @@ PROTOC_VT   := github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
 
 # What many goroutines share, in packages that are quick under the race detector: together a minute on
 # two cores. Of the journal's tests, those whose files are small. make nightly runs it over everything.
-RACE         := ./hierarchy/custody ./hierarchy/quota ./cluster/view ./cluster/lease ./cmd/kekd ./unix-socket-api ./unix-socket-api/client ./unix-socket-api/vtcodec
+RACE         := ./hierarchy/custody ./hierarchy/quota ./cluster/view ./cluster/lease ./cluster/peer ./cmd/kekd ./unix-socket-api ./unix-socket-api/client ./unix-socket-api/vtcodec
 RACE_JOURNAL := ^Test(Journal|Nothing|Append|Position|Second|Closed|Wait|Follow|SlowFollower|Checkpoints|Signer|Only|Close)
 
 .PHONY: all build deps demo test bench nightly recheck check race generate generated clean

@@ -59,6 +59,7 @@ func (w *network) serve(n *Node) {
 		grpc.UnaryInterceptor(admitCall),
 		grpc.MaxRecvMsgSize(2*MaxCommand),
 		grpc.MaxConcurrentStreams(1024),
+		grpc.ConnectionTimeout(greetTime),
 	)
 	peerpb.RegisterPeerServer(w.server, &peerService{n: n})
 	go func() {
@@ -67,11 +68,16 @@ func (w *network) serve(n *Node) {
 	}()
 }
 
+// greetTime is how long a peer that was let in may take until it speaks gRPC; it has nothing else to do.
+const greetTime = 2 * time.Second
+
+// close ends the port first: the server's end waits for a peer that was let in and has said nothing since.
 func (w *network) close(ctx context.Context) error {
+	err := w.port.Close(ctx)
 	if w.server != nil {
 		w.server.Stop()
 	}
-	return w.port.Close(ctx)
+	return err
 }
 
 // Peer waits until the connection stands, so that who gets an error knows that nothing was sent.
