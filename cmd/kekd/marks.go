@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"path/filepath"
+	"time"
 
 	"github.com/kekd/kekd/cluster"
 	"github.com/kekd/kekd/hsm"
@@ -28,6 +29,48 @@ func (m marks) Mark(ctx context.Context) (cluster.Mark, bool, error) {
 
 func (m marks) SetMark(ctx context.Context, to cluster.Mark) error {
 	return m.kept.RaiseMark(ctx, m.owner, hsm.Mark(to))
+}
+
+// lateMarks are marks that are being opened, by what has a deadline of its own. Who asks for his mark meanwhile gives it
+// as much time from then on as he gave it to begin with.
+type lateMarks struct {
+	opened <-chan struct{}
+	get    func() (hsm.Marks, error) // once opened is closed
+}
+
+var _ hsm.Marks = lateMarks{}
+
+func (l lateMarks) Mark(ctx context.Context, o hsm.MarkOwner) (hsm.Mark, bool, error) {
+	m, ctx, cancel, err := l.await(ctx)
+	defer cancel()
+	if err != nil {
+		return hsm.Mark{}, false, err
+	}
+	return m.Mark(ctx, o)
+}
+
+func (l lateMarks) RaiseMark(ctx context.Context, o hsm.MarkOwner, to hsm.Mark) error {
+	m, ctx, cancel, err := l.await(ctx)
+	defer cancel()
+	if err != nil {
+		return err
+	}
+	return m.RaiseMark(ctx, o, to)
+}
+
+func (l lateMarks) await(ctx context.Context) (hsm.Marks, context.Context, func(), error) {
+	cancel := func() {}
+	select {
+	case <-l.opened:
+	default:
+		began := time.Now()
+		<-l.opened
+		if deadline, ok := ctx.Deadline(); ok {
+			ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(time.Since(began)))
+		}
+	}
+	m, err := l.get()
+	return m, ctx, cancel, err
 }
 
 // marksDir is where a node without a token has its mark: beside the key that stands in for a token's.

@@ -16,6 +16,7 @@ import (
 	"github.com/kekd/kekd/hierarchy/quota"
 	"github.com/kekd/kekd/hierarchy/reconcile"
 	"github.com/kekd/kekd/hierarchy/state"
+	"github.com/kekd/kekd/hsm"
 	"github.com/kekd/kekd/hsm/markfile"
 )
 
@@ -31,11 +32,7 @@ func (n *node) start(ctx context.Context, o serveOptions) error {
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	n.repairs = newRepairs(n.log)
-	// Raft reads what it has while the second worker opens the token.
-	if err := n.openKeys(opening, o); err != nil {
-		return err
-	}
-	if err := n.openRaft(); err != nil {
+	if err := n.openKeysAndRaft(opening, cancel, o); err != nil {
 		return err
 	}
 	// Early: who looks why a node does not serve yet asks it.
@@ -62,6 +59,25 @@ func (n *node) start(ctx context.Context, o serveOptions) error {
 		n.startKeys()
 	}
 	return n.listen()
+}
+
+// openKeysAndRaft has Raft read what it has while the workers open the token: with 10,000 keys the one takes a second, the
+// other some. Raft does not begin before the mark was looked at, which is in the token.
+func (n *node) openKeysAndRaft(ctx context.Context, giveUp func(), o serveOptions) error {
+	opened, failed := make(chan struct{}), error(nil)
+	go func() {
+		defer close(opened)
+		failed = n.openKeys(ctx, o)
+	}()
+	err := n.openRaft(lateMarks{opened, func() (hsm.Marks, error) { return n.marks, failed }})
+	if err != nil {
+		giveUp()
+	}
+	<-opened
+	if failed != nil && (err == nil || errors.Is(err, failed)) {
+		return failed
+	}
+	return err
 }
 
 // openKeys opens the token, or what stands in for it.
@@ -97,7 +113,8 @@ func (n *node) openFiles() (err error) {
 	return nil
 }
 
-func (n *node) openRaft() (err error) {
+// openRaft opens this node's part of the cluster. What openKeys opens is there once marks are.
+func (n *node) openRaft(marks hsm.Marks) (err error) {
 	var opened atomic.Pointer[cluster.Node] // its peers may be quicker than Open returns
 	known := func() *state.State {
 		if r := opened.Load(); r != nil {
@@ -106,9 +123,9 @@ func (n *node) openRaft() (err error) {
 		return state.New()
 	}
 	gate := gatekeeper{state: known, journal: n.openedJournal, log: n.log}
-	cfg := cluster.Config{Dir: raftDir(n.config.DataDir), Peers: n.config.peers(), Forwarded: gate.admit, Marks: marksOf(n.self, n.marks), Logger: n.log}
-	if n.health != nil {
-		cfg.TokenHealthy = n.health.ok
+	cfg := cluster.Config{Dir: raftDir(n.config.DataDir), Peers: n.config.peers(), Forwarded: gate.admit, Marks: marksOf(n.self, marks), Logger: n.log}
+	if n.config.hasToken() {
+		cfg.TokenHealthy = func() bool { return n.health.ok() }
 	}
 	cfg.Drained = func(ctx context.Context) error {
 		if hot := n.hot.Load(); hot != nil {

@@ -111,12 +111,12 @@ func (t *Token) list(s *slot, again bool) ([]record, error) {
 	}
 }
 
-// listOnce finds objects, and reads those that are not known. It gives those that are keys, and tells how
-// many others there are.
-func (t *Token) listOnce(s *slot, template attributes, known func(pkcs11.ObjectHandle) (record, bool)) (listing []record, others int, err error) {
+// listOnce finds objects, and reads those that are not known. It gives those that are keys, and the others'
+// handles.
+func (t *Token) listOnce(s *slot, template attributes, known func(pkcs11.ObjectHandle) (record, bool)) (listing []record, others []pkcs11.ObjectHandle, err error) {
 	handles, err := t.m.search(s.session, template)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	listing = make([]record, 0, len(handles))
 	for _, h := range handles {
@@ -129,10 +129,10 @@ func (t *Token) listOnce(s *slot, template attributes, known func(pkcs11.ObjectH
 			continue // destroyed meanwhile, by another process
 		}
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
 		if !r.isKey {
-			others++
+			others = append(others, h)
 			continue
 		}
 		listing = append(listing, r)

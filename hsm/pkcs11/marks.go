@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,8 +40,8 @@ func (t *Token) Mark(ctx context.Context, owner hsm.MarkOwner) (hsm.Mark, bool, 
 	return r.mark, r.found, err
 }
 
-// RaiseMark is [hsm.Marks]'s. A raise costs a search of the token, which grows with its objects,
-// only if it is the owner's first in this process.
+// RaiseMark is [hsm.Marks]'s. A raise costs a search of the token, which grows with its objects, only after one
+// that has failed, and for an owner that had no mark when the token was opened.
 func (t *Token) RaiseMark(ctx context.Context, owner hsm.MarkOwner, m hsm.Mark) error {
 	_, err := change(ctx, t, func(s *slot) (keptMark, error) { return t.raiseMark(ctx, s, owner, m) })
 	return err
@@ -60,6 +61,7 @@ func (t *Token) raiseMark(ctx context.Context, s *slot, owner hsm.MarkOwner, m h
 				return keptMark{}, err
 			}
 		}
+		t.noKeys = nil
 		return t.replaceMarks(s, owner, kept, m)
 	})
 	if err == nil {
@@ -94,9 +96,29 @@ func (t *Token) replaceMarks(s *slot, owner hsm.MarkOwner, kept []keptMark, m hs
 	return next, nil
 }
 
+// marksOf finds the marks of an owner: among what was there when the token was opened, since nobody else writes
+// them, or by a search if there is none.
+func (t *Token) marksOf(s *slot, owner hsm.MarkOwner) (handles []pkcs11.ObjectHandle, err error) {
+	want := searchMark(owner)
+	for _, h := range t.noKeys {
+		fits := true
+		for _, a := range want {
+			got, err := t.m.ctx.GetAttributeValue(s.session, h, attributes{attr(a.Type, nil)})
+			fits = fits && err == nil && bytes.Equal(got[0].Value, a.Value)
+		}
+		if fits {
+			handles = append(handles, h)
+		}
+	}
+	if len(handles) > 0 {
+		return handles, nil
+	}
+	return t.m.search(s.session, want)
+}
+
 // findMarks reads what the token keeps of an owner.
 func (t *Token) findMarks(s *slot, owner hsm.MarkOwner) ([]keptMark, error) {
-	handles, err := t.m.search(s.session, searchMark(owner))
+	handles, err := t.marksOf(s, owner)
 	if err != nil {
 		return nil, err
 	}

@@ -103,14 +103,15 @@ func TestMarksLeaveOneObject(t *testing.T) {
 // TestMarksOfACrash: of several marks the highest of each half counts, and one object is left.
 func TestMarksOfACrash(t *testing.T) {
 	h := hsmtest.NewSoftHSM(t)
+	h.Open(t, 0, kekd.Config{Manager: true})
+	r := newRaw(t, h.Tokens[0])
 	for _, raised := range []bool{false, true} {
-		token := h.Open(t, 0, kekd.Config{Manager: true})
-		r := newRaw(t, h.Tokens[0])
 		for _, m := range []hsm.Mark{mark(5, 1, 9), mark(6, 1, 8), mark(4, 2, 1), mark(6, 1, 8)} {
 			if _, err := r.ctx.CreateObject(r.session, kekd.MarkTemplate(owner, m)); err != nil {
 				t.Fatal(err)
 			}
 		}
+		token := h.Open(t, 0, kekd.Config{Manager: true})
 		if raised {
 			raise(t, token, hsm.Mark{})
 		}
@@ -121,6 +122,24 @@ func TestMarksOfACrash(t *testing.T) {
 		if n := len(r.marks()); n != 1 {
 			t.Errorf("%d objects are left, want 1", n)
 		}
+	}
+}
+
+// TestMarkWithoutASearch: what was there when the token was opened is not searched for.
+func TestMarkWithoutASearch(t *testing.T) {
+	h, m, maker := openFaulty(t, kekd.Config{Manager: true})
+	raise(t, maker, mark(1, 1, 1))
+	token := h.Open(t, 0, kekd.Config{Manager: true})
+	searches := m.Counters.Calls("C_FindObjectsInit")
+	if got, found, err := token.Mark(t.Context(), owner); err != nil || !found || got != mark(1, 1, 1) {
+		t.Errorf("read: {%v}, %t, %v", got, found, err)
+	}
+	raise(t, token, mark(2, 1, 1))
+	if n := m.Counters.Calls("C_FindObjectsInit") - searches; n != 0 {
+		t.Errorf("%d searches", n)
+	}
+	if _, found, err := token.Mark(t.Context(), hsm.MarkOwner{}); err != nil || found {
+		t.Errorf("somebody else's: %t, %v", found, err)
 	}
 }
 

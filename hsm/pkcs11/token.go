@@ -82,6 +82,7 @@ type Token struct {
 	manager chan func(*slot)           // to the goroutine that finds and changes objects
 	opened  time.Time                  // when the attributes of all keys were read by Open; zero: List has told. That goroutine's alone
 	marks   map[hsm.MarkOwner]keptMark // which that goroutine alone looks at: what this process made durable
+	noKeys  []pkcs11.ObjectHandle      // what that goroutine has found besides keys at the start, until it writes a mark
 	search  search
 	can     capabilities
 	others  uint64                    // see hsm.Info; of the manager's process
@@ -226,7 +227,8 @@ func (t *Token) firstListing(s *slot) ([]record, error) {
 	if err == nil && !t.index.settled(listing) {
 		listing, err = t.list(s, true)
 	}
-	t.others = uint64(others) + 1 // the canary is none of hsm.Manager's keys
+	t.others = uint64(len(others)) + 1 // the canary is none of hsm.Manager's keys
+	t.noKeys = others
 	return listing, err
 }
 
