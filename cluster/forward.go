@@ -27,13 +27,13 @@ const reachTimeout = 500 * time.Millisecond
 // leaderCall connects to the leader. Its error is [ErrNotLeader]: nothing was sent.
 func (n *Node) leaderCall(ctx context.Context, leader hierarchy.NodeID) (peerpb.PeerClient, error) {
 	if n.calls == nil {
-		return nil, fmt.Errorf("%w: node %s does, and this one has no peers", ErrNotLeader, leader)
+		return nil, fmt.Errorf("%w: node %s does, and this one has no peers", ErrNotLeader, n.name(leader))
 	}
 	reaching, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	client, err := n.calls.Peer(reaching, leader)
 	if err != nil {
-		return nil, fmt.Errorf("%w: node %s does, and is not reached: %w", ErrNotLeader, leader, err)
+		return nil, fmt.Errorf("%w: node %s does, and is not reached: %w", ErrNotLeader, n.name(leader), err)
 	}
 	return client, nil
 }
@@ -56,7 +56,7 @@ func (n *Node) forward(ctx context.Context, leader hierarchy.NodeID, c *commandp
 	answer, err := client.Propose(asking, &peerpb.ProposeRequest{Command: data})
 	if err != nil {
 		if status.Code(err) == codes.Canceled && ctx.Err() == nil {
-			err = fmt.Errorf("node %s leads no longer", leader)
+			err = fmt.Errorf("node %s leads no longer", n.name(leader))
 		}
 		n.counts.forwardedAs(false)
 		return state.Result{}, unknown(err, c.Id)

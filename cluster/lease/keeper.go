@@ -71,11 +71,15 @@ const renewTimeout = time.Second
 // another, and who waits for the lease has a deadline.
 const retryAfter = 50 * time.Millisecond
 
+// sayAgain is how often the log says that renewals fail, after the first time.
+const sayAgain = time.Minute
+
 // Run renews until ctx ends.
 func (k *Keeper) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	failing := false
+	var since, said time.Duration // when it began to fail, and when that was last said
 	for {
 		select {
 		case <-ctx.Done():
@@ -89,9 +93,13 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		switch {
 		case err != nil && !failing:
+			since, said = k.clock.Now(), k.clock.Now()
 			k.log.Warn("the lease is not renewed; this node serves until it runs out", "error", err)
+		case err != nil && k.clock.Now()-said >= sayAgain:
+			said = k.clock.Now()
+			k.log.Warn("the lease is not renewed still: this node serves no tenant that wants a newer copy", "for", (said - since).Round(time.Second), "error", err)
 		case err == nil && failing:
-			k.log.Info("the lease is renewed again")
+			k.log.Info("the lease is renewed again", "after", (k.clock.Now() - since).Round(time.Millisecond))
 		}
 		failing = err != nil
 		if failing {

@@ -1,10 +1,12 @@
 package lease_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -207,5 +209,43 @@ func TestKeeper(t *testing.T) {
 				t.Errorf("asked again at %v, want 30ms", got)
 			}
 		})
+	})
+}
+
+// That renewals fail is said at once, and each minute; and once that they do no longer.
+func TestKeeperSaysHowItGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		f := &fake{start: time.Now(), took: 10 * time.Millisecond, fails: 2}
+		k := lease.NewKeeper(f, f, func() time.Duration { return 250 * time.Millisecond }, slog.New(slog.NewTextHandler(&log, nil)))
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { k.Run(ctx); close(ended) }()
+		time.Sleep(2*time.Minute + 30*time.Second)
+		synctest.Wait()
+		f.fails = 0
+		<-k.Renewed()
+		stop()
+		<-ended
+		var said []string
+		for line := range strings.Lines(log.String()) {
+			_, text, _ := strings.Cut(line, "level=")
+			text, _, _ = strings.Cut(text, " error=")
+			said = append(said, strings.TrimSpace(text))
+		}
+		want := []string{
+			`WARN msg="the lease is not renewed; this node serves until it runs out"`,
+			`WARN msg="the lease is not renewed still: this node serves no tenant that wants a newer copy" for=1m0s`,
+			`WARN msg="the lease is not renewed still: this node serves no tenant that wants a newer copy" for=2m0s`,
+			`INFO msg="the lease is renewed again" after=2m`,
+		}
+		if len(said) != len(want) {
+			t.Fatalf("it says\n%s", log.String())
+		}
+		for i := range want {
+			if !strings.HasPrefix(said[i], want[i]) {
+				t.Errorf("it says %s, want %s", said[i], want[i])
+			}
+		}
 	})
 }
