@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -255,4 +256,51 @@ func (m *many) leaderOf(names ...string) (leader string) {
 		return false
 	})
 	return leader
+}
+
+// A node that could not serve takes no lease, and the others keep theirs. The leader hears of it all the same, and it serves again
+// as soon as it could.
+func TestAnUnwellNodeTakesNoLease(t *testing.T) {
+	t.Parallel()
+	m := threeVoters(t)
+	var unwell atomic.Pointer[error]
+	is := m.nodes[m.other(m.leader())]
+	is.cfg.Healthy = func() error {
+		if err := unwell.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}
+	m.stop(is.name)
+	m.start(is.name)
+	m.allRegistered()
+	sick := errors.New("the token is on fire")
+	unwell.Store(&sick)
+	if err := is.node.Unwell(); !errors.Is(err, sick) {
+		t.Fatalf("unwell: %v", err)
+	}
+	// A renewal that was under way may yet end well.
+	m.until("it is refused", func() bool {
+		_, err := is.node.Renew(shortly(t))
+		return errors.Is(err, sick)
+	})
+	last := is.node.Lease()
+	m.until("the others renew theirs", func() bool {
+		for name, other := range m.nodes {
+			if name != is.name && other.node.Lease().T0 <= last.T0+2*time.Second {
+				return false
+			}
+		}
+		return true
+	})
+	if now := is.node.Lease(); now != last {
+		t.Errorf("it had %+v and has %+v", last, now)
+	}
+	for _, s := range m.nodes[m.leader()].node.Members(patience(t)) {
+		if s.ID == is.node.ID() && (!s.Heard || s.HeardAgo > 2*time.Second) {
+			t.Errorf("the leader has heard of it: %v, %v ago", s.Heard, s.HeardAgo)
+		}
+	}
+	unwell.Store(nil)
+	m.until("it has a lease again", func() bool { return is.node.Lease().T0 > last.T0 })
 }

@@ -13,17 +13,32 @@ import (
 )
 
 // Renew has the leader prove itself, and returns when this node's state has reached what proves it. It is the
-// [lease.Renewer] of every node, the leader included.
+// [lease.Renewer] of every node, the leader included. A node that could not serve asks as well, since the leader learns from that how
+// it does, but takes no lease.
 //
 // What it returns proves that a node led when the Tick was committed, and that the Tick was proposed after
 // the call: raft answers a proposal only if the entry was committed in the term in which the leader
 // appended it, and the leader answers only once its state machine has applied it.
 func (n *Node) Renew(ctx context.Context) (uint64, error) {
-	if n.cfg.Healthy != nil {
-		if err := n.cfg.Healthy(); err != nil {
-			return 0, fmt.Errorf("this node does not ask, since it could not serve: %w", err)
-		}
+	index, err := n.prove(ctx)
+	if err != nil {
+		return 0, err
 	}
+	if err := n.Unwell(); err != nil {
+		return 0, fmt.Errorf("this node could not serve: %w", err)
+	}
+	return index, nil
+}
+
+// Unwell says why this node takes no lease; nil: it does.
+func (n *Node) Unwell() error {
+	if n.cfg.Healthy == nil {
+		return nil
+	}
+	return n.cfg.Healthy()
+}
+
+func (n *Node) prove(ctx context.Context) (uint64, error) {
 	leader, err := n.awaitLeader(ctx)
 	if err != nil {
 		return 0, err

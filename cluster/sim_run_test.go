@@ -93,6 +93,7 @@ func (s simStops) Now() time.Duration        { s.stop(); return s.run.node.Load(
 func (s simStops) Incarnation() hierarchy.ID { return s.run.node.Load().Incarnation() }
 func (s simStops) Acknowledged() uint64      { return s.run.node.Load().Acknowledged() }
 func (s simStops) Fault() error              { return s.run.node.Load().Fault() }
+func (s simStops) Unwell() error             { return s.run.node.Load().Unwell() }
 
 // View is custody's look. Nothing takes time between its reading of the clock, which decides, and its end.
 func (r *simRun) View() custody.View {
@@ -105,7 +106,7 @@ func (r *simRun) View() custody.View {
 	delete(r.looks, done)
 	r.mu.Unlock()
 	close(done)
-	return custody.View{State: v.State, Age: v.Age, Fault: v.Fault, Now: v.Now}
+	return custody.View{State: v.State, Age: v.Age, Fault: v.Fault, Unwell: v.Unwell, Now: v.Now}
 }
 
 // Renewed is for who waits for a lease that has run out.

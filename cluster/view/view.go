@@ -28,6 +28,8 @@ type Node interface {
 	Incarnation() hierarchy.ID
 	// Acknowledged is the highest log index of a closing that this run has acknowledged to a fence.
 	Acknowledged() uint64
+	// Unwell says why the node takes no lease for now; nil if it does.
+	Unwell() error
 	// Fault says why the node takes no part in the cluster any more; nil if it does.
 	Fault() error
 }
@@ -40,6 +42,9 @@ type View struct {
 	Age time.Duration
 	// Fault says why nothing may be served from this state at all; nil if only Age counts.
 	Fault error
+	// Unwell says why Age only grows: the node could not serve, by its own account. What it says is nil if the node
+	// renews its lease.
+	Unwell func() error
 	// Now is cluster time as this node knows it.
 	Now time.Time
 }
@@ -55,13 +60,16 @@ var ErrNoMember = errors.New("this node is not a member of the cluster")
 
 // Replica looks at one node's copy. Its methods may be called by many goroutines at once.
 type Replica struct {
-	node Node
-	self hierarchy.NodeID
-	time clusterTime
+	node   Node
+	self   hierarchy.NodeID
+	unwell func() error // the node's, made once and not at each look
+	time   clusterTime
 }
 
 // New makes the replica of the node self.
-func New(node Node, self hierarchy.NodeID) *Replica { return &Replica{node: node, self: self} }
+func New(node Node, self hierarchy.NodeID) *Replica {
+	return &Replica{node: node, self: self, unwell: node.Unwell}
+}
 
 // Look reads the lease, then the state, then the clock, then whether the node has failed.
 //
@@ -89,7 +97,7 @@ const looksAgain = 3
 
 func (r *Replica) look() View {
 	l, s, now := read(r.node)
-	v := View{State: s, Now: r.time.at(s.Stamp(), now)}
+	v := View{State: s, Unwell: r.unwell, Now: r.time.at(s.Stamp(), now)}
 	v.Age, v.Fault = l.Age(now, s.Index())
 	switch member, ok := s.Node(r.self); {
 	case v.Fault != nil:

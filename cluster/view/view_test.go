@@ -115,6 +115,7 @@ func (w *world) Lease() lease.Lease  { w.happen(); return w.lease }
 func (w *world) State() *state.State { w.happen(); return states[w.applied] }
 func (w *world) Now() time.Duration  { w.happen(); return w.now }
 func (w *world) Fault() error        { return w.fault }
+func (w *world) Unwell() error       { return nil }
 
 func (w *world) Acknowledged() uint64 { return w.acked }
 

@@ -123,7 +123,7 @@ func (n *node) openRaft(marks hsm.Marks) (err error) {
 		return state.New()
 	}
 	gate := gatekeeper{state: known, journal: n.openedJournal, log: n.log}
-	cfg := cluster.Config{Dir: raftDir(n.config.DataDir), Peers: n.config.peers(), Forwarded: gate.admit, Marks: marksOf(n.self, marks), Logger: n.log}
+	cfg := cluster.Config{Dir: raftDir(n.config.DataDir), Peers: n.config.peers(), Forwarded: gate.admit, Healthy: n.unwell, Marks: marksOf(n.self, marks), Logger: n.log}
 	if n.config.hasToken() {
 		cfg.TokenHealthy = func() bool { return n.health.ok() }
 	}

@@ -43,11 +43,12 @@ type world struct {
 	t testing.TB
 	*custody.Custody
 
-	mu    sync.Mutex
-	state *state.State
-	age   time.Duration
-	fault error
-	clock time.Time
+	mu     sync.Mutex
+	state  *state.State
+	age    time.Duration
+	fault  error
+	unwell error
+	clock  time.Time
 
 	proposeErr error // of reservations
 	awaited    int   // renewals that somebody waits for
@@ -81,7 +82,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) View() custody.View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return custody.View{State: w.state, Age: w.age, Fault: w.fault, Now: w.clock}
+	return custody.View{State: w.state, Age: w.age, Fault: w.fault, Unwell: func() error { return w.unwell }, Now: w.clock}
 }
 
 func (w *world) Renewed() <-chan struct{} {

@@ -29,17 +29,23 @@ type View struct {
 	// Fault says why nothing may be served from this state at all (no lease yet, a state that
 	// is behind its lease, a node that is no member or has failed); nil if only Age counts.
 	Fault error
+	// Unwell says why Age only grows: the token or the journal could not serve, and the node takes no lease. What it
+	// says is nil if the node renews its lease.
+	Unwell func() error
 	// Now is cluster time as this node knows it, for limits alone.
 	Now time.Time
 }
 
 // Serves is the rule by which a node serves, and the only one: nil if State may be served from by
-// somebody who allows it to be maxStaleness old, else a hierarchy.ErrStale.
+// somebody who allows it to be maxStaleness old, else a hierarchy.ErrStale, or what keeps the node from having a lease.
 func (v View) Serves(maxStaleness time.Duration) error {
 	switch {
 	case v.Fault != nil:
 		return fmt.Errorf("%w: %w", hierarchy.ErrStale, v.Fault)
 	case v.Age > maxStaleness:
+		if err := v.Unwell(); err != nil {
+			return fmt.Errorf("%w; so this node's copy of the hierarchy was last proved current %v ago", err, v.Age.Round(time.Millisecond))
+		}
 		return fmt.Errorf("%w: it was last proved current %v ago, %v are allowed", hierarchy.ErrStale, v.Age.Round(time.Millisecond), maxStaleness)
 	}
 	return nil

@@ -18,6 +18,7 @@ func TestWaitForTheLease(t *testing.T) {
 	for name, c := range map[string]struct {
 		age      time.Duration // when it is met; the tenant allows 2 s
 		fault    error
+		unwell   error
 		deadline time.Duration
 		then     func(w *world) // after 300 ms
 		want     error
@@ -30,6 +31,8 @@ func TestWaitForTheLease(t *testing.T) {
 		"renewed late":  {age: 2100 * time.Millisecond, then: func(w *world) { w.renew(2500 * time.Millisecond) }, want: hierarchy.ErrStale, took: time.Second, waits: true},
 		"no time":       {age: 2100 * time.Millisecond, deadline: 100 * time.Millisecond, want: hierarchy.ErrStale, took: 100 * time.Millisecond, waits: true},
 		"long cut off":  {age: 3100 * time.Millisecond, want: hierarchy.ErrStale},
+		"unwell":        {age: 2100 * time.Millisecond, unwell: hierarchy.ErrHSMUnavailable, want: hierarchy.ErrHSMUnavailable},
+		"unwell, fresh": {age: time.Second, unwell: hierarchy.ErrHSMUnavailable},
 		"with no lease": {fault: errors.New("no lease"), want: hierarchy.ErrStale},
 		"disabled": {age: 2100 * time.Millisecond, then: func(w *world) {
 			w.tenant("acme", commandpb.TenantState_TENANT_STATE_DISABLED)
@@ -41,6 +44,7 @@ func TestWaitForTheLease(t *testing.T) {
 				w := newWorld(t)
 				env := w.sealed(acmeApp, "acme/orders")
 				w.setView(c.age, c.fault)
+				w.unwell = c.unwell
 				ctx, cancel := context.WithCancel(t.Context())
 				if c.deadline > 0 {
 					ctx, cancel = context.WithTimeout(t.Context(), c.deadline)

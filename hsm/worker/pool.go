@@ -312,19 +312,31 @@ func (p *Pool) forget(ctx context.Context, keys []hierarchy.ObjectID, except *wo
 // enough. A PIN that was refused is told here even while workers serve that had logged in
 // before, since none of them can be replaced.
 func (p *Pool) Healthy(ctx context.Context) error {
+	p.mu.Lock()
+	refused := p.refused
+	p.mu.Unlock()
+	if refused != nil {
+		return refused
+	}
+	return p.Answers(ctx)
+}
+
+// Answers is nil if the token does what it is asked now, through one worker at least.
+func (p *Pool) Answers(ctx context.Context) error {
 	for {
 		p.mu.Lock()
 		refused, fault, changed := p.refused, p.fault(), p.changed
 		workers := append([]*worker(nil), p.workers...)
 		p.mu.Unlock()
-		switch {
-		case refused != nil:
-			return refused
-		case fault != nil:
+		if fault != nil {
 			return fault
 		}
-		if err := ask(ctx, workers); !errors.Is(err, errGone) {
+		err := ask(ctx, workers)
+		switch {
+		case !errors.Is(err, errGone):
 			return err
+		case refused != nil:
+			return refused // there will be no other
 		}
 		select {
 		case <-changed:
