@@ -119,6 +119,7 @@ type fake struct {
 	start time.Time
 	took  time.Duration
 	fails int             // from this renewal on; 0: never
+	mends time.Duration   // when it does no longer; 0: never
 	asked []time.Duration // when
 }
 
@@ -128,7 +129,7 @@ func (f *fake) Renew(ctx context.Context) (uint64, error) {
 	f.asked = append(f.asked, f.Now())
 	select {
 	case <-time.After(f.took):
-		if f.fails > 0 && len(f.asked) >= f.fails {
+		if f.fails > 0 && len(f.asked) >= f.fails && (f.mends == 0 || f.Now() < f.mends) {
 			return 99, errors.New("no leader")
 		}
 		return uint64(len(f.asked)), nil
@@ -216,14 +217,12 @@ func TestKeeper(t *testing.T) {
 func TestKeeperSaysHowItGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		f := &fake{start: time.Now(), took: 10 * time.Millisecond, fails: 2}
+		f := &fake{start: time.Now(), took: 10 * time.Millisecond, fails: 2, mends: 2*time.Minute + 30*time.Second}
 		k := lease.NewKeeper(f, f, func() time.Duration { return 250 * time.Millisecond }, slog.New(slog.NewTextHandler(&log, nil)))
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() { k.Run(ctx); close(ended) }()
-		time.Sleep(2*time.Minute + 30*time.Second)
-		synctest.Wait()
-		f.fails = 0
+		<-k.Renewed()
 		<-k.Renewed()
 		stop()
 		<-ended

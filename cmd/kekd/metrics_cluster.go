@@ -106,7 +106,7 @@ func (n *node) hierarchyMetrics() []metrics.Family {
 		gauge("kekd_feature_level", "Feature level of the cluster", func() uint32 { return n.raft.State().FeatureLevel() }),
 		{Name: "kekd_cluster_time_offset_seconds", Kind: metrics.Gauge, Help: "Cluster time less this node's wall clock", Read: func(r metrics.Reading) {
 			if n.raft.State().Initialised() {
-				r.Value(n.view.Now().Sub(time.Now()).Seconds())
+				r.Value(time.Until(n.view.Now()).Seconds())
 			}
 		}},
 	}
