@@ -8,6 +8,8 @@ GO       ?= go
 DEBS := softhsm2:/usr/lib/softhsm/libsofthsm2.so opensc:/usr/bin/pkcs11-tool strace:/usr/bin/strace openssh-client:/usr/bin/ssh-keygen
 # Only to generate code again; what is generated is committed.
 PROTO_DEBS := protobuf-compiler:/usr/bin/protoc
+# Only to check the models: spin writes a program in C for each.
+MODEL_DEBS := spin:/usr/bin/spin gcc:/usr/bin/gcc libc6-dev:/usr/include/stdio.h
 
 # The tools are pinned, and run through the module proxy: nothing has to be on the PATH.
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.7.0
@@ -21,7 +23,7 @@ PROTOC_VT   := github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
 RACE         := ./hierarchy/custody ./hierarchy/quota ./cluster/view ./cluster/lease ./cluster/peer ./cmd/kekd ./unix-socket-api ./unix-socket-api/client ./unix-socket-api/vtcodec
 RACE_JOURNAL := ^Test(Journal|Nothing|Append|Position|Second|Closed|Wait|Follow|SlowFollower|Checkpoints|Signer|Only|Close)
 
-.PHONY: all build deps demo test bench nightly recheck check race generate generated clean
+.PHONY: all build deps demo test bench nightly model recheck check race generate generated clean
 
 all: build
 
@@ -43,7 +45,13 @@ bench: deps build
 
 # Loops that are too long for `make test`, the race detector over everything, and the fuzz targets; some three to four hours. SEED=N runs the moments of another night again.
 nightly: deps build
+	@scripts/install-debs $(MODEL_DEBS)
 	GO="$(GO)" scripts/nightly
+
+# The rules of leases, fences and marks in all states that there are, and without each of them: cluster/lease/model.
+model:
+	@scripts/install-debs $(MODEL_DEBS)
+	@scripts/model
 
 # Judges a history that a test has saved once more: `make recheck FILE=...`.
 recheck:
