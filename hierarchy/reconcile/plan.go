@@ -86,12 +86,16 @@ func (p placed) object(cluster hierarchy.ClusterID, attempt uint32) hierarchy.Ob
 	return hierarchy.KEKObjectID(cluster, p.tenant.ID, p.key.ID, p.version.Number, p.region.Region, attempt)
 }
 
-// versions are those that are to have an object in a region, in no order that means anything: one walk over all keys,
-// since each pass looks at all of them.
+// versions are those that are to have an object in a region, in no order that means anything.
 func versions(s *state.State, region hierarchy.RegionID) iter.Seq[placed] {
+	return versionsOf(s, region, s.AllKeys())
+}
+
+// versionsOf are those of some keys.
+func versionsOf(s *state.State, region hierarchy.RegionID, keys iter.Seq[*state.Key]) iter.Seq[placed] {
 	return func(yield func(placed) bool) {
 		var t *state.Tenant
-		for k := range s.AllKeys() {
+		for k := range keys {
 			if t == nil || t.ID != k.Tenant {
 				t, _ = s.Tenant(k.Tenant) // no key is without one
 			}
@@ -141,9 +145,9 @@ var (
 
 // plan compares what the hierarchy wants of one region's token with what is in it, one that latches or
 // one that cannot. It is pure.
-func plan(s *state.State, region hierarchy.RegionID, have map[hierarchy.ObjectID]hsm.Object, latches bool) (steps []step, gone []lost) {
+func plan(s *state.State, some iter.Seq[placed], have map[hierarchy.ObjectID]hsm.Object, latches bool) (steps []step, gone []lost) {
 	var by [actions][]step
-	for p := range versions(s, region) {
+	for p := range some {
 		add := func(a action, object hierarchy.ObjectID) { by[a] = append(by[a], step{a, p, object}) }
 		n := p.need()
 		for dead := uint32(1); dead < p.version.Attempt; dead++ {

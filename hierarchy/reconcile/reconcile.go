@@ -5,8 +5,8 @@
 // What was disabled is latched once its fence is complete, behind which nobody uses it any more: the latch is for other
 // users of the token.
 //
-// It works by comparison and remembers nothing that it could look up: each pass plans from the
-// hierarchy and from what is in the token, so a step that was interrupted anywhere, by an error
+// It works by comparison and remembers nothing that it could look up, but for which keys were as they are to be
+// (see attention): each pass plans from the hierarchy and from what is in the token, so a step that was interrupted anywhere, by an error
 // or by the end of the process, is found again by the next pass. A step is idempotent, or finds
 // what its first try left.
 //
@@ -79,10 +79,11 @@ type Reconciler struct {
 	// Of the goroutine in Run alone.
 	have      map[hierarchy.ObjectID]hsm.Object // nil: the token has not been listed yet
 	unnamed   uint64                            // key objects whose CKA_ID is none of ours
-	forgotten map[hierarchy.ObjectID]bool       // closed, and dropped from the serving side
-	noLatch   bool                              // the token cannot latch
-	mints     bool                              // this node is the region's minting node, by the state of the last pass
-	outdated  bool                              // it is, and nobody confirms that state
+	attention attention
+	forgotten map[hierarchy.ObjectID]bool // closed, and dropped from the serving side
+	noLatch   bool                        // the token cannot latch
+	mints     bool                        // this node is the region's minting node, by the state of the last pass
+	outdated  bool                        // it is, and nobody confirms that state
 	troubles  troubles
 	lacking   map[VersionID]bool // what the log has said is not in the token
 
@@ -237,14 +238,14 @@ func (r *Reconciler) compare(ctx context.Context, s *state.State) ([]step, []los
 			return nil, nil, err
 		}
 	}
-	steps, gone := plan(s, r.self.Region, r.have, !r.noLatch)
+	steps, gone := r.plan(s)
 	watched, found := r.watched(s, steps, gone), errMissing
 	if !fresh && slices.ContainsFunc(watched, func(t task) bool { return !r.troubles.waits(t) }) {
 		fresh = true
 		if err := r.list(ctx, s); err != nil {
 			found = err // and what was known goes on: there may be something to close
 		} else {
-			steps, gone = plan(s, r.self.Region, r.have, !r.noLatch)
+			steps, gone = r.plan(s)
 			watched = r.watched(s, steps, gone)
 		}
 	}
@@ -258,6 +259,14 @@ func (r *Reconciler) compare(ctx context.Context, s *state.State) ([]step, []los
 		r.keepTroubles(s, steps, watched)
 	}
 	return steps, gone, nil
+}
+
+// plan plans for what needs attention.
+func (r *Reconciler) plan(s *state.State) ([]step, []lost) {
+	some := r.attention.versions(s, r.self.Region)
+	steps, gone := plan(s, some, r.have, !r.noLatch)
+	r.attention.note(s, some, r.have, !r.noLatch)
+	return steps, gone
 }
 
 // tell logs which keys the token lacks, when that changes.
@@ -323,6 +332,7 @@ func (r *Reconciler) list(ctx context.Context, s *state.State) error {
 		}
 	}
 	r.have, r.unnamed = have, uint64(len(objects)-len(have))
+	r.attention.forget()
 	if _, ours := r.minter(s); !ours {
 		r.noLatch = !info.CanLatch // who latches finds out for himself
 	}
@@ -340,7 +350,7 @@ func (r *Reconciler) list(ctx context.Context, s *state.State) error {
 func (r *Reconciler) forget(ctx context.Context, s *state.State) map[VersionID]lack {
 	shut := map[hierarchy.ObjectID]VersionID{}
 	var drop []hierarchy.ObjectID
-	for p := range versions(s, r.self.Region) {
+	for p := range r.attention.versions(s, r.self.Region) {
 		n := p.need()
 		if !p.region.Minted || n == open || n == closing && !r.forgotten[p.region.Object] {
 			continue

@@ -2,6 +2,7 @@ package state
 
 import (
 	"hash/maphash"
+	"iter"
 	"math/bits"
 )
 
@@ -11,7 +12,7 @@ import (
 // request that is what counts.
 //
 // It has no order and cannot be iterated: its layout follows from a hash that each process seeds
-// anew, and must not be seen by a state machine.
+// anew, and must not be seen by a state machine. What has changed between two can be, by who is none.
 type trie[K comparable, V any] struct {
 	root *trieNode[K, V]
 	size int
@@ -168,6 +169,39 @@ func (n *trieNode[K, V]) remove(hash uint64, key K, shift uint) *trieNode[K, V] 
 	copy(slots, n.slots[:at])
 	copy(slots[at:], n.slots[at+1:])
 	return &trieNode[K, V]{n.used &^ bit, slots}
+}
+
+// changedSince gives the values that were set since an earlier map, and perhaps more: all that the two do not share.
+func (t trie[K, V]) changedSince(earlier trie[K, V]) iter.Seq[V] {
+	return func(yield func(V) bool) {
+		if t.root != nil && t.root != earlier.root {
+			t.root.changedSince(earlier.root, yield)
+		}
+	}
+}
+
+// changedSince is that of a node. earlier is nil where there was none.
+func (n *trieNode[K, V]) changedSince(earlier *trieNode[K, V], yield func(V) bool) bool {
+	at := 0
+	for used := n.used; used != 0; used &= used - 1 {
+		slot, was := n.slots[at], trieSlot[K, V]{}
+		at++
+		if bit := used & -used; earlier != nil && earlier.used&bit != 0 {
+			was = earlier.slots[bits.OnesCount64(earlier.used&(bit-1))]
+		}
+		if slot == was {
+			continue
+		}
+		if slot.node != nil && !slot.node.changedSince(was.node, yield) {
+			return false
+		}
+		for l := slot.leaf; l != nil; l = l.next {
+			if !yield(l.value) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (n *trieNode[K, V]) copy() *trieNode[K, V] {

@@ -49,6 +49,37 @@ func TestTrieIsAMap(t *testing.T) {
 	})
 }
 
+func TestTrieKnowsWhatChanged(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		set := func(tr trie[int, *int], steps []int) trie[int, *int] {
+			for _, k := range steps {
+				tr = tr.set(k, new(int))
+			}
+			return tr
+		}
+		keys := rapid.SliceOfN(rapid.IntRange(0, 2000), 0, 2000)
+		before := set(trie[int, *int]{}, keys.Draw(t, "before"))
+		steps := rapid.SliceOfN(rapid.IntRange(0, 2500), 0, 20).Draw(t, "steps")
+		after := set(before, steps)
+		told := map[*int]bool{}
+		for v := range after.changedSince(before) {
+			told[v] = true
+		}
+		for _, k := range steps {
+			if v, _ := after.get(k); !told[v] {
+				t.Errorf("key %d was set, and is not told", k)
+			}
+		}
+		// A leaf that had to move to make room is told, too, and no more than that.
+		if len(told) > 2*len(steps) {
+			t.Errorf("%d values are told after %d steps", len(told), len(steps))
+		}
+		for range after.changedSince(after) {
+			t.Error("what did not change is told")
+		}
+	})
+}
+
 func TestTrieIsFilledInPlace(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var filled trie[int, int]
