@@ -8,9 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 // Whatever node takes a command, all have it, and each has a lease of its own.
@@ -303,4 +307,28 @@ func TestAnUnwellNodeTakesNoLease(t *testing.T) {
 	}
 	unwell.Store(nil)
 	m.until("it has a lease again", func() bool { return is.node.Lease().T0 > last.T0 })
+}
+
+// A command that the leader cannot read, of a later version or of none, is proposed by nobody: it would stop all nodes.
+func TestAForwardedCommandThatIsUnknown(t *testing.T) {
+	t.Parallel()
+	m := newMany(t)
+	a := m.nodes["a"].node
+	m.until("it leads", a.IsLeader)
+	future := tick()
+	future.Format, future.Id = state.Format+1, id("x")
+	later, err := proto.Marshal(future)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, command := range map[string][]byte{"of a later version": later, "garbage": []byte("\xff\xff"), "empty": nil} {
+		answer, err := a.Answers(a.ID()).Propose(patience(t), &peerpb.ProposeRequest{Command: command})
+		if err != nil || answer.Outcome != peerpb.Outcome_OUTCOME_NOT_PROPOSED || !strings.Contains(answer.ErrorMessage, "cannot read this command") {
+			t.Errorf("%s: %v, %v", name, answer, err)
+		}
+	}
+	propose(t, a, createTenant("acme"))
+	if err := a.Fault(); err != nil {
+		t.Error(err)
+	}
 }

@@ -53,16 +53,28 @@ func openStores(dir string, cfg Config) (_ *stores, err error) {
 			s.close()
 		}
 	}()
-	if s.log, err = openLogStore(filepath.Join(dir, logFile)); err != nil {
-		return nil, fmt.Errorf("%s: %w", logFile, err)
-	}
-	if s.bolt, err = raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, stableFile), BoltOptions: boltOptions()}); err != nil {
-		return nil, fmt.Errorf("%s: %w", stableFile, err)
+	for _, part := range []struct {
+		name string
+		open func(path string) error
+	}{
+		{logFile, func(path string) (err error) {
+			s.log, err = openLogStore(path)
+			return err
+		}},
+		{stableFile, func(path string) (err error) {
+			s.bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions()})
+			return err
+		}},
+		{snapshotDir, func(string) (err error) {
+			s.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, raftLogger(cfg.Logger))
+			return err
+		}},
+	} {
+		if err := recovered(func() error { return part.open(filepath.Join(dir, part.name)) }); err != nil {
+			return nil, fmt.Errorf("%s: %w", part.name, err)
+		}
 	}
 	s.stable = &stableStore{s.bolt}
-	if s.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keptSnapshots, raftLogger(cfg.Logger)); err != nil {
-		return nil, fmt.Errorf("%s: %w", snapshotDir, err)
-	}
 	return s, nil
 }
 

@@ -259,6 +259,7 @@ func useEach(t *testing.T, nodes []devcluster.Node, key string) *singleUsers {
 				cancel()
 				if err != nil {
 					t.Errorf("node %s has not opened a data key, and answered after %v: %v", n.Name, time.Since(begun).Round(time.Millisecond), err)
+					pause(ctx, time.Second) // a test that fails says so in few words
 				} else {
 					u.mu.Lock()
 					u.times[n.Name]++
