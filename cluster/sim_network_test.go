@@ -161,9 +161,6 @@ type simTransport struct {
 	net  *simNet
 	run  *simRun
 	rpcs chan raft.RPC
-
-	mu        sync.Mutex
-	heartbeat func(raft.RPC)
 }
 
 func (t *simTransport) Consumer() <-chan raft.RPC     { return t.rpcs }
@@ -173,11 +170,8 @@ func (t *simTransport) EncodePeer(_ raft.ServerID, a raft.ServerAddress) []byte 
 }
 func (t *simTransport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
 
-func (t *simTransport) SetHeartbeatHandler(f func(raft.RPC)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.heartbeat = f
-}
+// SetHeartbeatHandler does nothing, as the real port's.
+func (t *simTransport) SetHeartbeatHandler(func(raft.RPC)) {}
 
 func (t *simTransport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
 	return nil, raft.ErrPipelineReplicationNotSupported
@@ -214,6 +208,10 @@ func simRaft[A any](t *simTransport, id raft.ServerID, q any, data []byte, into 
 	}
 	ctx, cancel := context.WithTimeout(t.run.ctx, simCallTimeout)
 	defer cancel()
+	if m, ok := q.(*raft.AppendEntriesRequest); ok {
+		sent := *m // raft fills in the next one in the same place, while this may still be on its way
+		q = &sent
+	}
 	a, err := simExchange(ctx, t.net, t.run, hierarchy.NodeID{ID: to}, func(ctx context.Context, target *simRun) (*A, error) {
 		// As the port does: see peer.Port.
 		if node := target.node.Load(); node == nil || !node.Admits(t.run.id) {
@@ -227,23 +225,12 @@ func simRaft[A any](t *simTransport, id raft.ServerID, q any, data []byte, into 
 	return err
 }
 
-// simHandle has raft answer on the other side, heartbeats beside its queue as the real port does.
+// simHandle has raft answer on the other side.
 func simHandle[A any](ctx context.Context, t *simTransport, q any, data []byte) (*A, error) {
 	answer := make(chan raft.RPCResponse, 1)
 	rpc := raft.RPC{Command: q, RespChan: answer}
 	if data != nil {
 		rpc.Reader = bytes.NewReader(data)
-	}
-	if m, ok := q.(*raft.AppendEntriesRequest); ok {
-		copied := *m
-		rpc.Command = &copied
-		t.mu.Lock()
-		f := t.heartbeat
-		t.mu.Unlock()
-		if f != nil && m.PrevLogEntry == 0 && m.PrevLogTerm == 0 && len(m.Entries) == 0 && m.LeaderCommitIndex == 0 {
-			f(rpc)
-			return simAnswer[A](ctx, answer)
-		}
 	}
 	select {
 	case t.rpcs <- rpc:

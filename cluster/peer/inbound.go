@@ -54,12 +54,11 @@ func (t *transport) serve(c *conn) {
 		Stream: oneConn{in}, Logger: hclog.NewNullLogger(),
 	})
 	defer one.Close() // closes the connection as well
-	one.SetHeartbeatHandler(func(rpc raft.RPC) { t.take(in, rpc, true) })
 	in.accept <- in
 	for {
 		select {
 		case rpc := <-one.Consumer():
-			t.take(in, rpc, false)
+			t.take(in, rpc)
 		case <-c.ended:
 			return
 		case <-t.closed:
@@ -69,15 +68,11 @@ func (t *transport) serve(c *conn) {
 }
 
 // take lets a message through to Raft, or answers it.
-func (t *transport) take(in *inbound, rpc raft.RPC, heartbeat bool) {
+func (t *transport) take(in *inbound, rpc raft.RPC) {
 	if err := t.admit(in.conn, rpc); err != nil {
 		t.port.log.warn(in.peer, "a message of Raft was refused", err)
 		in.refused.Store(true)
 		rpc.Respond(nil, err)
-		return
-	}
-	if handle := t.heartbeat.Load(); heartbeat && handle != nil {
-		(*handle)(rpc)
 		return
 	}
 	select {

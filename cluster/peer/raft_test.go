@@ -72,7 +72,7 @@ func (n *node) take(t *testing.T) *atomic.Int64 {
 		}
 	}
 	transport := n.Transport()
-	transport.SetHeartbeatHandler(answer)
+	transport.SetHeartbeatHandler(func(raft.RPC) { t.Error("a heartbeat is handled beside raft's queue") })
 	stop := make(chan struct{})
 	t.Cleanup(func() { close(stop) })
 	go func() {
