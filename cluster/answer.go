@@ -68,6 +68,11 @@ func (n *Node) propose(ctx context.Context, from hierarchy.NodeID, m *peerpb.Pro
 	if !ok {
 		return notProposed(peerpb.Outcome_OUTCOME_NOT_PROPOSED, fmt.Errorf("%w: node %s is not a member of the cluster", hierarchy.ErrPermissionDenied, from))
 	}
+	if f := c.GetCompleteFence(); f != nil {
+		if err := n.confirmFence(ctx, f.GetIndex()); err != nil {
+			return notProposed(peerpb.Outcome_OUTCOME_NOT_PROPOSED, fmt.Errorf("the leader: %w", err))
+		}
+	}
 	res, err := n.proposeFor(ctx, *member, c)
 	return answerOf(res, err)
 }

@@ -114,6 +114,21 @@ func (n *Node) recordFence(index uint64) {
 	}
 }
 
+// confirmFence is for the leader, which records the end of a fence on nobody's word but its own: a member that is wrong,
+// or lies, would end the wait of whoever closes the same again. Where all is well it has the acknowledgements at once.
+func (n *Node) confirmFence(ctx context.Context, index uint64) error {
+	s := n.State()
+	if s.Index() < index {
+		return fmt.Errorf("%w: it is at index %d, before %d", hierarchy.ErrStale, s.Index(), index)
+	}
+	f, pending := s.Fence(index)
+	if !pending {
+		return nil
+	}
+	_, err := newFenceWait(n, f, n.cfg.Clock.Now()).wait(ctx)
+	return err
+}
+
 // fenceWait is one wait for one fence.
 type fenceWait struct {
 	n        *Node

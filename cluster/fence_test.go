@@ -7,9 +7,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/kekd/kekd/cluster"
+	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
 	"github.com/kekd/kekd/hierarchy/commandpb"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 func disable(name string) *commandpb.Command {
@@ -123,6 +127,35 @@ func TestFenceNeedsAMajority(t *testing.T) {
 	report, err := m.nodes[leader].node.Fence(ctx, index)
 	if report.Fenced || !errors.Is(err, hierarchy.ErrOutcomeUnknown) {
 		t.Errorf("got %+v, %v", report, err)
+	}
+}
+
+// A member says that a fence is complete when it is not: the leader waits for itself, and nobody is told "fenced" early.
+func TestAMemberEndsNoFence(t *testing.T) {
+	t.Parallel()
+	m := threeVoters(t)
+	m.allRegistered()
+	leader := m.leader()
+	gone := m.other(leader)
+	liar := m.nodes[m.other(leader, gone)].node
+	propose(t, liar, createTenant("acme"))
+	m.stop(gone) // its lease lasts for another two seconds, wherever it is
+	begun := time.Now()
+	index := propose(t, liar, disable("acme"))
+	done := &commandpb.Command{Format: state.Format, Id: id("done"), Body: &commandpb.Command_CompleteFence{CompleteFence: &commandpb.CompleteFence{Index: index}}}
+	said, err := proto.Marshal(done)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := m.nodes[leader].node.Answers(liar.ID()).Propose(patience(t), &peerpb.ProposeRequest{Command: said})
+	if err != nil || answer.Outcome != peerpb.Outcome_OUTCOME_DECIDED {
+		t.Fatalf("%v, %v", answer, err)
+	}
+	if took := time.Since(begun); took < 2*time.Second {
+		t.Errorf("it is recorded after %v: the lease of node %s had not run out", took, gone)
+	}
+	if _, pending := m.nodes[leader].node.State().Fence(index); pending {
+		t.Error("it is not recorded, and was said to be")
 	}
 }
 

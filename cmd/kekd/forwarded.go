@@ -41,6 +41,7 @@ var forwarded = map[protoreflect.Name]terms{
 	"tick":                {},
 	"set_minting_node":    {},
 	"raise_feature_level": {},
+	"retire_tombstone":    {},
 
 	"reserve_wraps": {own: func(a asked) bool {
 		c := a.command.GetReserveWraps()
@@ -68,9 +69,8 @@ var forwarded = map[protoreflect.Name]terms{
 	}},
 
 	"register_incarnation": {own: func(a asked) bool { return a.isOrigin(a.command.GetRegisterIncarnation().GetNodeId()) }},
-	// Any node may run the wait for a fence, and says when it is over.
-	"complete_fence":   {own: func(asked) bool { return true }},
-	"retire_tombstone": {own: func(asked) bool { return true }},
+	// Any node may run the wait for a fence, and says when it is over; the leader has then looked for itself.
+	"complete_fence": {own: func(asked) bool { return true }},
 
 	"create_tenant": {admin: func(a asked) audit.Record {
 		return audit.Record{Kind: "tenant-create", TenantName: a.command.GetCreateTenant().GetName()}
