@@ -144,6 +144,10 @@ func (n *Node) join(ctx context.Context, certified string, m *peerpb.JoinRequest
 	if r, ok := s.Region(node.Region); ok {
 		a.Role = r.Role.String()
 	}
+	if a.Epoch = s.Epoch(); a.Epoch > 0 {
+		by := s.EpochStatement()
+		a.EpochStatement = by[:]
+	}
 	return a
 }
 

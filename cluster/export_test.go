@@ -12,6 +12,7 @@ import (
 	"github.com/kekd/kekd/cluster/lease"
 	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/commandpb"
 	"github.com/kekd/kekd/hierarchy/state"
 )
 
@@ -179,3 +180,33 @@ func Replaced(s raft.LogStore) (Mark, error) { return s.(*logStore).replaced() }
 
 // RaftLogger is raft's log.
 var RaftLogger = raftLogger
+
+// AppendUnproved writes commands to a stopped node's log, as a leader that nobody has answered does.
+func AppendUnproved(cfg Config, commands ...*commandpb.Command) error {
+	s, err := openStores(filepath.Join(cfg.Dir, raftDir), cfg)
+	if err != nil {
+		return err
+	}
+	write := func() error {
+		term, err := s.stable.GetUint64([]byte(keyCurrentTerm))
+		if err != nil {
+			return err
+		}
+		last, err := s.log.LastIndex()
+		if err != nil {
+			return err
+		}
+		for i, c := range commands {
+			c.Format, c.Id = state.Format, newCommandID()
+			data, err := c.MarshalVT()
+			if err != nil {
+				return err
+			}
+			if err := s.log.StoreLog(&raft.Log{Index: last + 1 + uint64(i), Term: term, Type: raft.LogCommand, Data: data}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return errors.Join(write(), s.close())
+}

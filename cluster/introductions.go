@@ -16,6 +16,7 @@ import (
 	"github.com/kekd/kekd/cluster/peer"
 	"github.com/kekd/kekd/cluster/peerpb"
 	"github.com/kekd/kekd/hierarchy"
+	"github.com/kekd/kekd/hierarchy/state"
 )
 
 // introduction is a member as another member told of it.
@@ -33,6 +34,20 @@ type introduction struct {
 type introductions struct {
 	Index   uint64         `json:"index"` // the log index of the state that they are from
 	Members []introduction `json:"members"`
+	// The epoch of that state, as of a [peer.Epoch].
+	Epoch     uint64 `json:"epoch,omitempty"`
+	Statement []byte `json:"epoch_statement,omitempty"`
+}
+
+func (is introductions) in(e peer.Epoch) introductions {
+	if is.Epoch = e.Number; is.Epoch > 0 {
+		is.Statement = e.Statement[:]
+	}
+	return is
+}
+
+func epochOf(s *state.State) peer.Epoch {
+	return peer.Epoch{Number: s.Epoch(), Statement: s.EpochStatement()}
 }
 
 func introductionsOf(index uint64, members []*peerpb.Member) introductions {
@@ -90,7 +105,7 @@ func (n *Node) remember(ctx context.Context) {
 	for {
 		change := n.Changed()
 		if s := n.State(); s.Index() > last.Index {
-			is := introductions{Index: s.Index()}
+			is := introductions{Index: s.Index()}.in(epochOf(s))
 			votes, _ := n.votes()
 			for m := range s.Nodes() {
 				is.Members = append(is.Members, introduction{m.ID, m.Name, m.Address, votes[m.ID]})
@@ -132,7 +147,16 @@ func (d *directory) introduced() introductions {
 	return d.told
 }
 
-func (d *directory) Epoch() peer.Epoch { return peer.Epoch{Number: d.n.State().Epoch()} }
+// Epoch is the state's, or a later one in which this node has joined and whose state it does not have yet.
+func (d *directory) Epoch() peer.Epoch {
+	s, told := d.n.State(), d.introduced()
+	if told.Epoch > s.Epoch() {
+		e := peer.Epoch{Number: told.Epoch}
+		copy(e.Statement[:], told.Statement)
+		return e
+	}
+	return epochOf(s)
+}
 
 // Member looks into the state, and into what this node was told where that is later.
 func (d *directory) Member(id hierarchy.NodeID) (peer.Member, bool) {
@@ -177,6 +201,7 @@ func (d *directory) ask() {
 func (d *directory) learn() {
 	for _, id := range d.others() {
 		if is, err := d.hear(id); err == nil {
+			is = is.in(d.Epoch()) // members of another are not heard
 			d.mu.Lock()
 			if is.Index > d.told.Index {
 				d.told = is

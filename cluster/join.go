@@ -75,6 +75,9 @@ func (a Applicant) ask(ctx context.Context, address string) (*Membership, error)
 		return nil, fmt.Errorf("the answer's region ID: %w", err)
 	}
 	m := &Membership{Cluster: a.Token.Cluster, Node: a.Node, Region: hierarchy.RegionID{ID: region}, told: introductionsOf(answer.GetIndex(), answer.GetMembers())}
+	epoch := peer.Epoch{Number: answer.GetEpoch()}
+	copy(epoch.Statement[:], answer.GetEpochStatement())
+	m.told = m.told.in(epoch)
 	if m.Role, err = hierarchy.ParseRegionRole(answer.GetRole()); err != nil {
 		return nil, err
 	}

@@ -867,14 +867,16 @@ func (x *JoinRequest) GetKdf() string {
 type JoinResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: the node is a member now.
-	ErrorCode     string    `protobuf:"bytes,1,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
-	ErrorMessage  string    `protobuf:"bytes,2,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
-	RegionId      []byte    `protobuf:"bytes,3,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"` // which it has, if the region was there before
-	Index         uint64    `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
-	Members       []*Member `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`
-	Role          string    `protobuf:"bytes,6,opt,name=role,proto3" json:"role,omitempty"` // of the region
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ErrorCode      string    `protobuf:"bytes,1,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
+	ErrorMessage   string    `protobuf:"bytes,2,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
+	RegionId       []byte    `protobuf:"bytes,3,opt,name=region_id,json=regionId,proto3" json:"region_id,omitempty"` // which it has, if the region was there before
+	Index          uint64    `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
+	Members        []*Member `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`
+	Role           string    `protobuf:"bytes,6,opt,name=role,proto3" json:"role,omitempty"` // of the region
+	Epoch          uint64    `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	EpochStatement []byte    `protobuf:"bytes,8,opt,name=epoch_statement,json=epochStatement,proto3" json:"epoch_statement,omitempty"` // 32 bytes; empty in epoch 0
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *JoinResponse) Reset() {
@@ -947,6 +949,20 @@ func (x *JoinResponse) GetRole() string {
 		return x.Role
 	}
 	return ""
+}
+
+func (x *JoinResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *JoinResponse) GetEpochStatement() []byte {
+	if x != nil {
+		return x.EpochStatement
+	}
+	return nil
 }
 
 // JoinToken is what an invitation hands out: the message and the first four bytes of its SHA-256, in base64url
@@ -1131,7 +1147,7 @@ const file_peer_proto_rawDesc = "" +
 	"\x06region\x18\x06 \x01(\tR\x06region\x12\x18\n" +
 	"\aaddress\x18\a \x01(\tR\aaddress\x12\x1a\n" +
 	"\bidentity\x18\b \x01(\fR\bidentity\x12\x10\n" +
-	"\x03kdf\x18\t \x01(\tR\x03kdf\"\xc9\x01\n" +
+	"\x03kdf\x18\t \x01(\tR\x03kdf\"\x88\x02\n" +
 	"\fJoinResponse\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x01 \x01(\tR\terrorCode\x12#\n" +
@@ -1139,7 +1155,9 @@ const file_peer_proto_rawDesc = "" +
 	"\tregion_id\x18\x03 \x01(\fR\bregionId\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12.\n" +
 	"\amembers\x18\x05 \x03(\v2\x14.kekd.peer.v1.MemberR\amembers\x12\x12\n" +
-	"\x04role\x18\x06 \x01(\tR\x04role\"\xa0\x02\n" +
+	"\x04role\x18\x06 \x01(\tR\x04role\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12'\n" +
+	"\x0fepoch_statement\x18\b \x01(\fR\x0eepochStatement\"\xa0\x02\n" +
 	"\tJoinToken\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x1b\n" +

@@ -68,7 +68,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(initCommand(), joinCommand(), serveCommand(), restoreCommand(), devCommand(), tokenWorkerCommand(), doctorCommand(), tokenCheckupCommand())
+	root.AddCommand(initCommand(), joinCommand(), serveCommand(), restoreCommand(), recoverCommand(), devCommand(), tokenWorkerCommand(), doctorCommand(), tokenCheckupCommand())
 	return root
 }
 

@@ -4349,17 +4349,19 @@ func (x *Outcome) GetErrorMessage() string {
 
 // SnapshotHeader comes first in a snapshot; records follow in the order of the oneof's numbers.
 type SnapshotHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
-	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
-	Stamp         int64                  `protobuf:"varint,4,opt,name=stamp,proto3" json:"stamp,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	StateHash     []byte                 `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
-	Records       uint64                 `protobuf:"varint,7,opt,name=records,proto3" json:"records,omitempty"`
-	FeatureLevel  uint32                 `protobuf:"varint,8,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Format       uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	ClusterId    []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Index        uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Stamp        int64                  `protobuf:"varint,4,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	Epoch        uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	StateHash    []byte                 `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	Records      uint64                 `protobuf:"varint,7,opt,name=records,proto3" json:"records,omitempty"`
+	FeatureLevel uint32                 `protobuf:"varint,8,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	// Hash of the statement that raised the epoch, 32 bytes; empty in epoch 0.
+	EpochStatement []byte `protobuf:"bytes,9,opt,name=epoch_statement,json=epochStatement,proto3" json:"epoch_statement,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
@@ -4446,6 +4448,13 @@ func (x *SnapshotHeader) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *SnapshotHeader) GetEpochStatement() []byte {
+	if x != nil {
+		return x.EpochStatement
+	}
+	return nil
 }
 
 type SnapshotRecord struct {
@@ -5038,7 +5047,7 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x1d\n" +
 	"\n" +
 	"error_code\x18\x05 \x01(\tR\terrorCode\x12#\n" +
-	"\rerror_message\x18\x06 \x01(\tR\ferrorMessage\"\xe7\x01\n" +
+	"\rerror_message\x18\x06 \x01(\tR\ferrorMessage\"\x90\x02\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1d\n" +
 	"\n" +
@@ -5049,7 +5058,8 @@ const file_hierarchy_commandpb_command_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x06 \x01(\fR\tstateHash\x12\x18\n" +
 	"\arecords\x18\a \x01(\x04R\arecords\x12#\n" +
-	"\rfeature_level\x18\b \x01(\rR\ffeatureLevel\"\xbe\x05\n" +
+	"\rfeature_level\x18\b \x01(\rR\ffeatureLevel\x12'\n" +
+	"\x0fepoch_statement\x18\t \x01(\fR\x0eepochStatement\"\xbe\x05\n" +
 	"\x0eSnapshotRecord\x121\n" +
 	"\x06region\x18\x01 \x01(\v2\x17.kekd.command.v1.RegionH\x00R\x06region\x12+\n" +
 	"\x04node\x18\x02 \x01(\v2\x15.kekd.command.v1.NodeH\x00R\x04node\x121\n" +

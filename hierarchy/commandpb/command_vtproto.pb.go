@@ -3884,6 +3884,13 @@ func (m *SnapshotHeader) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if len(m.EpochStatement) > 0 {
+		i -= len(m.EpochStatement)
+		copy(dAtA[i:], m.EpochStatement)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.EpochStatement)))
+		i--
+		dAtA[i] = 0x4a
+	}
 	if m.FeatureLevel != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.FeatureLevel))
 		i--
@@ -5991,6 +5998,10 @@ func (m *SnapshotHeader) SizeVT() (n int) {
 	}
 	if m.FeatureLevel != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.FeatureLevel))
+	}
+	l = len(m.EpochStatement)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -16007,6 +16018,40 @@ func (m *SnapshotHeader) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 9:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field EpochStatement", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.EpochStatement = append(m.EpochStatement[:0], dAtA[iNdEx:postIndex]...)
+			if m.EpochStatement == nil {
+				m.EpochStatement = []byte{}
+			}
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

@@ -106,8 +106,13 @@ func (s *State) LongestStaleness() (longest time.Duration) {
 // putUpFence makes the fence of a command that has closed something. Where nobody may hold a lease there is
 // nobody to wait for, and no fence.
 func (d *draft) putUpFence(c *commandpb.Command) {
-	kind := fenceKind(c)
-	if kind == "" || d.closing.wait == 0 {
+	if kind := fenceKind(c); kind != "" {
+		d.putUpFenceOf(kind)
+	}
+}
+
+func (d *draft) putUpFenceOf(kind string) {
+	if d.closing.wait == 0 {
 		return
 	}
 	f := &Fence{

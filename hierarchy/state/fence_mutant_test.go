@@ -16,7 +16,7 @@ func TestFencesWithoutOneOfTheirRules(t *testing.T) {
 		t.Fatalf("go test -c: %v\n%s", err, out)
 	}
 	run := func(mutant string) (string, error) {
-		cmd := exec.Command(binary, "-test.run", "^Test(FencesWaitForWhoMayServe|TombstoneOfAnIncarnationThatCameBack)$", "-rapid.checks=300", "-rapid.nofailfile")
+		cmd := exec.Command(binary, "-test.run", "^Test(FencesWaitForWhoMayServe|TombstoneOfAnIncarnationThatCameBack|UnprovedOpensNothing|UnprovedOfAnyKind)$", "-rapid.checks=300", "-rapid.nofailfile")
 		cmd.Env = append(os.Environ(), "STATE_MUTANT="+mutant)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -28,6 +28,7 @@ func TestFencesWithoutOneOfTheirRules(t *testing.T) {
 		"lowered-at-once": "which is longer than what counts",
 		"no-tombstones":   "may hold a lease and is no holder",
 		"any-wait":        "retired by a wait for an earlier one",
+		"recovery-opens":  "it opens: ",
 	} {
 		if out, err := run(mutant); err == nil {
 			t.Errorf("%s is not noticed", mutant)

@@ -78,6 +78,9 @@ func (s *State) Hash() [32]byte {
 	b = binary.BigEndian.AppendUint64(b, s.index)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.stamp))
 	b = binary.BigEndian.AppendUint64(b, s.epoch)
+	if s.epoch > 0 {
+		b = append(b, s.raisedBy[:]...)
+	}
 	b = binary.BigEndian.AppendUint32(b, s.level)
 	for _, lane := range s.sum {
 		b = binary.LittleEndian.AppendUint16(b, lane)

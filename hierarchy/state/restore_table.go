@@ -287,7 +287,7 @@ func restoreTable() []struct {
 		fields  []treatment
 	}{
 		{"SnapshotHeader", append([]treatment{{"cluster_id", "has to be this cluster's"}},
-			alike(notTaken, "format", "index", "stamp", "epoch", "state_hash", "records", "feature_level")...)},
+			alike(notTaken, "format", "index", "stamp", "epoch", "state_hash", "records", "feature_level", "epoch_statement")...)},
 		{"Region", alike(pinned, "id", "name", "role", "identity", "kdf", "minting_node", "added_index")},
 		{"Node", alike(pinned, "id", "name", "region_id", "voter", "address", "identity", "incarnation")},
 		{"Tenant", inWords(tenantRows)},

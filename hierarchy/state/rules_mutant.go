@@ -17,6 +17,8 @@ func stillCounts(f *Fence) time.Duration {
 	return f.LoweredFrom
 }
 
+func unprovedOnlyCloses() bool { return mutant != "recovery-opens" }
+
 func leavesTombstone() bool { return mutant != "no-tombstones" }
 
 func wasWaitedFor(t *Tombstone, index uint64) bool {

@@ -40,10 +40,14 @@ func Write(w io.Writer, s *State) error {
 	out.write([]byte(snapshotMagic))
 
 	hash := s.Hash()
-	out.message(&commandpb.SnapshotHeader{
+	header := &commandpb.SnapshotHeader{
 		Format: Format, ClusterId: s.cluster.ID[:], Index: s.index, Stamp: s.stamp, Epoch: s.epoch, StateHash: hash[:], Records: s.records(),
 		FeatureLevel: s.level,
-	})
+	}
+	if s.epoch > 0 {
+		header.EpochStatement = s.raisedBy[:]
+	}
+	out.message(header)
 	for rec := range s.snapshotRecords {
 		out.message(rec)
 	}
@@ -204,6 +208,9 @@ func (in *recordReader) state() (*State, error) {
 	d := New().draft()
 	d.level = header.GetFeatureLevel()
 	d.index, d.stamp, d.epoch, d.revision = header.GetIndex(), header.GetStamp(), header.GetEpoch(), header.GetIndex()
+	if by := header.GetEpochStatement(); copy(d.raisedBy[:], by) != len(by) || (len(by) == len(d.raisedBy)) != (d.epoch > 0) {
+		return nil, fmt.Errorf("it is of epoch %d, and a statement of %d bytes has raised it", d.epoch, len(by))
+	}
 	id, err := hierarchy.IDFromBytes(header.GetClusterId())
 	if err != nil {
 		return nil, err

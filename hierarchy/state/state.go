@@ -18,7 +18,8 @@ type State struct {
 	index    uint64 // of the last command applied
 	stamp    int64  // cluster time, Unix nanoseconds
 	epoch    uint64
-	level    uint32 // feature level
+	raisedBy [32]byte // hash of the statement that raised the epoch; zero in epoch 0
+	level    uint32   // feature level
 	revision uint64
 	sum      *lattice // of all records
 
@@ -97,6 +98,10 @@ func (s *State) Stamp() time.Time { return timeOf(s.stamp) }
 
 // Epoch is raised by a forced promotion or a recovery only.
 func (s *State) Epoch() uint64 { return s.epoch }
+
+// EpochStatement is the hash of the statement that raised the epoch; zero in epoch 0. Two states of one epoch's number
+// and different statements are of histories that have parted.
+func (s *State) EpochStatement() [32]byte { return s.raisedBy }
 
 // FeatureLevel is what commands the cluster may use: those of a higher [LevelOf] are refused. It is 0
 // before the cluster is initialised, and 1 from then on until it is raised.
