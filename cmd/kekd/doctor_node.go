@@ -206,7 +206,7 @@ func (d doctor) keys() hsm.Check {
 			"see what the token's own checks say; kekctl status lists them all")
 	case len(inventory.Orphans) > 0:
 		return hsm.Lacking(name, fmt.Sprintf("the token has %d keys that the hierarchy does not know, the first is %s", len(inventory.Orphans), inventory.Orphans[0]),
-			"if no other cluster and no backup knows them, delete them with the vendor's tool")
+			"kekctl orphan list names them; if no other cluster and no backup knows them, kekctl orphan sweep at the node that mints destroys them")
 	}
 	return hsm.Passed(name, fmt.Sprintf("the token has the key of each version, %d in all", inventory.Objects))
 }
