@@ -57,6 +57,10 @@ model:
 recheck:
 	@$(GO) run ./softhsm-tests/history/recheck "$(FILE)"
 
+# Leaves out one rule of leases and fences after the other, and prints what the simulation says to it.
+mutants:
+	GO="$(GO)" scripts/mutants
+
 check:
 	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); [ -z "$$unformatted" ] || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...

@@ -43,8 +43,10 @@ func (n *Node) awaitFence(ctx context.Context, index uint64) (*peerpb.AwaitFence
 	if err := n.WaitFor(ctx, index); err != nil {
 		return nil, err
 	}
-	n.acked.raise(index)
-	if n.cfg.Drained != nil {
+	if remembersAcknowledged {
+		n.acked.raise(index)
+	}
+	if n.cfg.Drained != nil && awaitsInFlight {
 		if err := n.cfg.Drained(ctx); err != nil {
 			return nil, fmt.Errorf("what is in flight is not over: %w", err)
 		}

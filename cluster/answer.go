@@ -30,7 +30,7 @@ func (n *Node) renewLease(ctx context.Context, from hierarchy.NodeID, m *peerpb.
 	switch {
 	case !ok:
 		return nil, status.Error(codes.PermissionDenied, "this node is not a member of the cluster")
-	case string(member.Incarnation[:]) != string(m.GetIncarnation()):
+	case !mayRenew(member, m.GetIncarnation()):
 		return nil, status.Error(codes.FailedPrecondition, "this run of the node's process is not registered")
 	}
 	if m.GetEpoch() != s.Epoch() {

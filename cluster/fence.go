@@ -133,6 +133,7 @@ func (n *Node) confirmFence(ctx context.Context, index uint64) error {
 type fenceWait struct {
 	n        *Node
 	fence    *state.Fence
+	holders  []state.Holder // who is waited for
 	observed time.Duration
 
 	mu      sync.Mutex
@@ -142,7 +143,7 @@ type fenceWait struct {
 }
 
 func newFenceWait(n *Node, f *state.Fence, observed time.Duration) *fenceWait {
-	return &fenceWait{n: n, fence: f, observed: observed, done: map[state.Holder]How{}, held: map[hierarchy.NodeID]bool{}, changed: make(chan struct{}, 1)}
+	return &fenceWait{n: n, fence: f, holders: n.waitsFor(f), observed: observed, done: map[state.Holder]How{}, held: map[hierarchy.NodeID]bool{}, changed: make(chan struct{}, 1)}
 }
 
 func (w *fenceWait) wait(ctx context.Context) (FenceReport, error) {
@@ -189,7 +190,7 @@ func (w *fenceWait) asked() (ids []hierarchy.NodeID) {
 			ids = append(ids, id)
 		}
 	}
-	for _, h := range w.fence.Holders {
+	for _, h := range w.holders {
 		add(h.Node)
 	}
 	votes, _ := w.n.votes()
@@ -226,7 +227,11 @@ func (w *fenceWait) acknowledged(id hierarchy.NodeID, a *peerpb.AwaitFenceRespon
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.done[state.Holder{Node: id, Incarnation: incarnation}] = Acknowledged
+	for _, h := range w.holders {
+		if speaksFor(state.Holder{Node: id, Incarnation: incarnation}, h) {
+			w.done[h] = Acknowledged
+		}
+	}
 	if a.GetHeld() {
 		w.held[id] = true
 	}
@@ -241,7 +246,7 @@ func (w *fenceWait) acknowledged(id hierarchy.NodeID, a *peerpb.AwaitFenceRespon
 func (w *fenceWait) expire() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, h := range w.fence.Holders {
+	for _, h := range w.holders {
 		if _, ok := w.done[h]; !ok {
 			w.done[h] = LeaseExpired
 		}
@@ -251,7 +256,7 @@ func (w *fenceWait) expire() {
 func (w *fenceWait) complete() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, h := range w.fence.Holders {
+	for _, h := range w.holders {
 		if _, ok := w.done[h]; !ok {
 			return false
 		}
@@ -281,7 +286,7 @@ func (w *fenceWait) report(fenced bool) FenceReport {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := FenceReport{Index: w.fence.Index, Fenced: fenced, Elapsed: w.n.cfg.Clock.Now() - w.observed}
-	for _, h := range w.fence.Holders {
+	for _, h := range w.holders {
 		how, ok := w.done[h]
 		switch i := slices.IndexFunc(r.Nodes, func(f FencedNode) bool { return f.Node == h.Node }); {
 		case !ok:

@@ -106,7 +106,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	n.fsm = newFSM(n.id.Cluster, n.stores.begin, n.failure)
 	n.clock = newClusterClock(n.id.Node, cfg.Clock, cfg.Wall, cfg.Logger)
 	n.roll = newRoll(cfg.Clock)
-	n.ticks = &ticks{propose: n.proposeTick, spacing: func() time.Duration { return n.renewalInterval() / 2 }}
+	n.ticks = &ticks{propose: n.proveLead, spacing: func() time.Duration { return n.renewalInterval() / 2 }}
 	n.directory = &directory{n: n, told: told}
 	transport, err := n.connect()
 	if err != nil {
@@ -299,7 +299,7 @@ func (n *Node) CertificateExpires() time.Time {
 func (n *Node) Lease() lease.Lease { return n.keeper.Current() }
 
 // Now reads the clock that leases are measured by.
-func (n *Node) Now() time.Duration { return n.cfg.Clock.Now() }
+func (n *Node) Now() time.Duration { return n.readClock() }
 
 // Renewed is closed when the lease is next renewed. It has a renewal tried at once.
 func (n *Node) Renewed() <-chan struct{} {

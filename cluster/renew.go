@@ -44,7 +44,7 @@ func (n *Node) prove(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	if !n.registered(n.State()) {
-		if err := n.register(ctx); err != nil {
+		if err := n.registerFirst(ctx); err != nil {
 			return 0, err
 		}
 	}

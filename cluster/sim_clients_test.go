@@ -174,10 +174,11 @@ type operator struct {
 	w      *simWorld
 	tenant string
 	wait   time.Duration // how long the tenant is left as it is, at most
+	at     *simRun       // whom he asks; nil: whoever it may be
 }
 
 func (w *simWorld) operator(tenant string, wait time.Duration) operator {
-	return operator{newSimDice(w.seed, "operator of "+tenant), w, tenant, wait}
+	return operator{simDice: newSimDice(w.seed, "operator of "+tenant), w: w, tenant: tenant, wait: wait}
 }
 
 func (o operator) work(ctx context.Context) {
@@ -212,7 +213,10 @@ func (o operator) propose(ctx context.Context, kind history.Kind, c *commandpb.C
 	c.Id = command[:]
 	h := history.Operation{Client: 1000, Kind: kind, Tenant: o.tenant, Call: o.w.told.now(), Outcome: history.Unknown}
 	for ctx.Err() == nil {
-		if r = o.w.any(o.simDice); r != nil {
+		if r = o.at; r == nil {
+			r = o.w.any(o.simDice)
+		}
+		if r != nil {
 			h.Tries++
 			r.awake()
 			trying, cancel := context.WithTimeout(ctx, 3*time.Second)

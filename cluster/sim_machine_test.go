@@ -105,6 +105,20 @@ func (w *simWorld) config(m *simMachine) cluster.Config {
 	return cfg
 }
 
+// runClock is the machine's clock as one run of a process has it, with timers that stand still while that is stopped, and are
+// late when it goes on.
+type runClock struct {
+	simClock
+	run *simRun
+}
+
+func (c runClock) Sleep(d time.Duration) {
+	time.Sleep(d)
+	if c.run.awake() {
+		c.run.world.perhaps(1, 5*time.Millisecond)
+	}
+}
+
 // simMarks are kept outside of the directory.
 type simMarks struct {
 	mu sync.Mutex

@@ -28,10 +28,23 @@ type simNet struct {
 // simLink is one direction.
 type simLink struct{ from, to hierarchy.NodeID }
 
+// simKind is what a message is about.
+type simKind string
+
+const (
+	simOfRaft  simKind = "raft"
+	simEntries simKind = "entries" // of the log, and their acknowledgement
+	simOfPeer  simKind = "peer"    // and of no kind below
+	simRenew   simKind = "RenewLease"
+	simPropose simKind = "Propose"
+)
+
 // simFaults are those of one direction.
 type simFaults struct {
 	cut    bool
-	delay  time.Duration // up to; reorders, since each message draws its own
+	only   simKind       // what it is about; empty: all
+	least  time.Duration // each message takes so long
+	delay  time.Duration // and up to so much more; reorders, since each draws its own
 	lose   float64       // how many of all
 	repeat float64       // how many come again, up to two seconds later
 }
@@ -79,27 +92,27 @@ func (n *simNet) answered(id hierarchy.NodeID, r *simRun) {
 }
 
 // fate draws what happens to one message.
-func (n *simNet) fate(l simLink) (after time.Duration, arrives, again bool) {
+func (n *simNet) fate(l simLink, kind simKind) (after time.Duration, arrives, again bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	f, special := n.links[l]
-	if !special {
+	if !special || f.only != "" && f.only != kind {
 		f = n.usual
 	}
 	if f.cut {
 		return 0, false, false
 	}
-	after = 100*time.Microsecond + n.dice.between(0, f.delay+1)
+	after = 100*time.Microsecond + f.least + n.dice.between(0, f.delay+1)
 	return after, !n.dice.chance(f.lose), n.dice.chance(f.repeat)
 }
 
 // carry takes one message of a run to the run that answers for a node when it arrives.
-func (n *simNet) carry(from *simRun, to hierarchy.NodeID) (target *simRun, again bool, err error) {
+func (n *simNet) carry(from *simRun, to hierarchy.NodeID, kind simKind) (target *simRun, again bool, err error) {
 	from.awake()
 	if from.cutOff() {
 		return nil, false, errSimLost
 	}
-	after, arrives, again := n.fate(simLink{from.id, to})
+	after, arrives, again := n.fate(simLink{from.id, to}, kind)
 	if !arrives {
 		return nil, false, errSimLost
 	}
@@ -113,7 +126,7 @@ func (n *simNet) carry(from *simRun, to hierarchy.NodeID) (target *simRun, again
 }
 
 // exchange is a question and its answer, either of which may be lost. What has no answer ends with ctx.
-func simExchange[A any](ctx context.Context, n *simNet, from *simRun, to hierarchy.NodeID, ask func(context.Context, *simRun) (A, error)) (A, error) {
+func simExchange[A any](ctx context.Context, n *simNet, from *simRun, to hierarchy.NodeID, kind simKind, ask func(context.Context, *simRun) (A, error)) (A, error) {
 	type answer struct {
 		a   A
 		err error
@@ -121,7 +134,7 @@ func simExchange[A any](ctx context.Context, n *simNet, from *simRun, to hierarc
 	done := make(chan answer, 1)
 	defer from.awake()
 	go func() {
-		target, again, err := n.carry(from, to)
+		target, again, err := n.carry(from, to, kind)
 		if errors.Is(err, errSimLost) {
 			return // nobody tells
 		}
@@ -141,7 +154,7 @@ func simExchange[A any](ctx context.Context, n *simNet, from *simRun, to hierarc
 		}
 		var a answer
 		a.a, a.err = ask(target.ctx, target)
-		if _, _, err := n.carry(target, from.id); err == nil {
+		if _, _, err := n.carry(target, from.id, kind); err == nil {
 			from.awake()
 			done <- a
 		}
@@ -208,11 +221,15 @@ func simRaft[A any](t *simTransport, id raft.ServerID, q any, data []byte, into 
 	}
 	ctx, cancel := context.WithTimeout(t.run.ctx, simCallTimeout)
 	defer cancel()
+	kind := simOfRaft
 	if m, ok := q.(*raft.AppendEntriesRequest); ok {
+		if len(m.Entries) > 0 {
+			kind = simEntries
+		}
 		sent := *m // raft fills in the next one in the same place, while this may still be on its way
 		q = &sent
 	}
-	a, err := simExchange(ctx, t.net, t.run, hierarchy.NodeID{ID: to}, func(ctx context.Context, target *simRun) (*A, error) {
+	a, err := simExchange(ctx, t.net, t.run, hierarchy.NodeID{ID: to}, kind, func(ctx context.Context, target *simRun) (*A, error) {
 		// As the port does: see peer.Port.
 		if node := target.node.Load(); node == nil || !node.Admits(t.run.id) {
 			return nil, errSimGone
@@ -261,15 +278,15 @@ type simPeer struct {
 
 // reach connects: the other side is there, and has answered once.
 func (n *simNet) reach(ctx context.Context, from *simRun, to hierarchy.NodeID) (peerpb.PeerClient, error) {
-	_, err := simExchange(ctx, n, from, to, func(context.Context, *simRun) (struct{}, error) { return struct{}{}, nil })
+	_, err := simExchange(ctx, n, from, to, simOfPeer, func(context.Context, *simRun) (struct{}, error) { return struct{}{}, nil })
 	if err != nil {
 		return nil, err
 	}
 	return simPeer{n, from, to}, nil
 }
 
-func simCall[A any](ctx context.Context, p simPeer, ask func(context.Context, peerpb.PeerServer) (A, error)) (A, error) {
-	return simExchange(ctx, p.net, p.run, p.to, func(ctx context.Context, target *simRun) (A, error) {
+func simCall[A any](ctx context.Context, p simPeer, kind simKind, ask func(context.Context, peerpb.PeerServer) (A, error)) (A, error) {
+	return simExchange(ctx, p.net, p.run, p.to, kind, func(ctx context.Context, target *simRun) (A, error) {
 		// The caller's end is not always heard of.
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
@@ -282,31 +299,31 @@ func simCall[A any](ctx context.Context, p simPeer, ask func(context.Context, pe
 }
 
 func (p simPeer) RenewLease(ctx context.Context, m *peerpb.RenewLeaseRequest, _ ...grpc.CallOption) (*peerpb.RenewLeaseResponse, error) {
-	return simCall(ctx, p, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.RenewLeaseResponse, error) {
+	return simCall(ctx, p, simRenew, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.RenewLeaseResponse, error) {
 		return s.RenewLease(ctx, m)
 	})
 }
 
 func (p simPeer) Propose(ctx context.Context, m *peerpb.ProposeRequest, _ ...grpc.CallOption) (*peerpb.ProposeResponse, error) {
-	return simCall(ctx, p, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.ProposeResponse, error) {
+	return simCall(ctx, p, simPropose, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.ProposeResponse, error) {
 		return s.Propose(ctx, m)
 	})
 }
 
 func (p simPeer) Members(ctx context.Context, m *peerpb.MembersRequest, _ ...grpc.CallOption) (*peerpb.MembersResponse, error) {
-	return simCall(ctx, p, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.MembersResponse, error) {
+	return simCall(ctx, p, simOfPeer, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.MembersResponse, error) {
 		return s.Members(ctx, m)
 	})
 }
 
 func (p simPeer) TransferLeadership(ctx context.Context, m *peerpb.TransferLeadershipRequest, _ ...grpc.CallOption) (*peerpb.TransferLeadershipResponse, error) {
-	return simCall(ctx, p, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.TransferLeadershipResponse, error) {
+	return simCall(ctx, p, simOfPeer, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.TransferLeadershipResponse, error) {
 		return s.TransferLeadership(ctx, m)
 	})
 }
 
 func (p simPeer) AwaitFence(ctx context.Context, m *peerpb.AwaitFenceRequest, _ ...grpc.CallOption) (*peerpb.AwaitFenceResponse, error) {
-	return simCall(ctx, p, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.AwaitFenceResponse, error) {
+	return simCall(ctx, p, simOfPeer, func(ctx context.Context, s peerpb.PeerServer) (*peerpb.AwaitFenceResponse, error) {
 		return s.AwaitFence(ctx, m)
 	})
 }

@@ -46,14 +46,14 @@ type simRun struct {
 
 func (r *simRun) cutOff() bool { return r.apart.Load() || r.ctx.Err() != nil }
 
-// awake returns when the process is not stopped.
-func (r *simRun) awake() {
-	for {
+// awake returns when the process is not stopped, and tells whether it was.
+func (r *simRun) awake() (waited bool) {
+	for ; ; waited = true {
 		r.mu.Lock()
 		paused := r.paused
 		r.mu.Unlock()
 		if paused == nil {
-			return
+			return waited
 		}
 		<-paused
 	}
@@ -84,6 +84,7 @@ type simStops struct{ run *simRun }
 
 func (s simStops) stop() {
 	s.run.world.perhaps(0.05, 3*time.Millisecond)
+	s.run.world.perhaps(0.01, 100*time.Millisecond)
 	s.run.awake()
 }
 
@@ -169,7 +170,7 @@ func (w *simWorld) open(m *simMachine) (*simRun, error) {
 	r.ctx, r.stop = context.WithCancel(w.ctx)
 	r.transport = &simTransport{net: w.net, run: r, rpcs: make(chan raft.RPC)}
 	cfg := w.config(m)
-	cfg.Marks = runMarks{r}
+	cfg.Marks, cfg.Clock = runMarks{r}, runClock{m.clock, r}
 	cfg.Drained = r.Drained
 	cfg.WrapLog(func(s raft.LogStore) raft.LogStore { return slowLog{s, r} })
 	cfg.Network(r.transport, func(ctx context.Context, to hierarchy.NodeID) (peerpb.PeerClient, error) {

@@ -19,9 +19,9 @@ import (
 func TestSimulated(t *testing.T) {
 	t.Parallel()
 	first, count := simSeed(t), simCount(t, 100, 2000)
-	var served, closed atomic.Int64
+	var served, closed, ran, failed atomic.Int64
 	t.Cleanup(func() {
-		t.Logf("%d schedules from seed %d: %d uses, %d disables", count, first, served.Load(), closed.Load())
+		t.Logf("%d schedules from seed %d, %d of which failed: %d uses, %d disables", ran.Load(), first, failed.Load(), served.Load(), closed.Load())
 		if n := int64(count); !t.Failed() && (served.Load() < 50*n || closed.Load() < n) {
 			t.Errorf("that shows little: %d uses and %d disables in %d schedules", served.Load(), closed.Load(), count)
 		}
@@ -31,7 +31,16 @@ func TestSimulated(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
+				if failed.Load() >= simFailures() {
+					return // those say enough
+				}
+				ran.Add(1)
 				w := newSimWorld(t, seed)
+				t.Cleanup(func() {
+					if t.Failed() {
+						failed.Add(1)
+					}
+				})
 				w.grown(2)
 				w.disturbed(simFaultKinds, 12*time.Second)
 				w.finish("TestSimulated")
@@ -68,6 +77,14 @@ func simSeed(t *testing.T) uint64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// simFailures is how many histories are enough: KEKD_FAILURES, or five.
+func simFailures() int64 {
+	if n, err := strconv.ParseInt(os.Getenv("KEKD_FAILURES"), 10, 64); err == nil {
+		return n
+	}
+	return 5
 }
 
 // simCount is how many schedules are run: KEKD_SCHEDULES, or those of a day or a night.

@@ -66,12 +66,19 @@ func (t *ticks) run() {
 	for t.awaited() {
 		spacing := t.spacing()
 		time.Sleep(max(spacing/gathering, time.Until(t.last.Add(spacing))))
-		b := t.take()
+		var b *tickBatch
+		if batchEndsFirst {
+			b = t.take()
+		}
 		// It has nobody's deadline: those who wait have theirs.
 		ctx, cancel := context.WithTimeout(context.Background(), tickTimeout)
 		t.last = time.Now()
-		b.index, b.err = t.propose(ctx)
+		index, err := t.propose(ctx)
 		cancel()
+		if !batchEndsFirst {
+			b = t.take()
+		}
+		b.index, b.err = index, err
 		close(b.done)
 	}
 }

@@ -16,3 +16,6 @@ func read(n Node) (lease.Lease, *state.State, time.Duration) {
 	now := n.Now()
 	return l, s, now
 }
+
+// isRun tells whether this run of a member's process is the one that is registered.
+func isRun(member *state.Node, n Node) bool { return member.Incarnation == n.Incarnation() }

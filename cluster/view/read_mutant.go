@@ -26,10 +26,19 @@ func read(n Node) (l lease.Lease, s *state.State, now time.Duration) {
 		s = n.State()
 		now = n.Now()
 		l.Index = min(l.Index, s.Index())
+	case "state-first-any-index":
+		s = n.State()
+		l = n.Lease()
+		now = n.Now()
+		l.Index = min(l.Index, s.Index())
 	default:
 		l = n.Lease()
 		s = n.State()
 		now = n.Now()
 	}
 	return l, s, now
+}
+
+func isRun(member *state.Node, n Node) bool {
+	return member.Incarnation == n.Incarnation() || os.Getenv("VIEW_MUTANT") == "unregistered"
 }

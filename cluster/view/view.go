@@ -105,7 +105,7 @@ func (r *Replica) look() View {
 		v.Fault = ErrAcknowledged
 	case !ok:
 		v.Fault = ErrNoMember
-	case member.Incarnation != r.node.Incarnation():
+	case !isRun(member, r.node):
 		v.Fault = ErrNotRegistered
 	}
 	if err := r.node.Fault(); err != nil {

@@ -118,7 +118,7 @@ func (c *Custody) record(ctx context.Context, who hierarchy.Principal, items []i
 // takes time, in which more may be forbidden: so it looks again until a look forbids nothing, and
 // nothing that blocks follows that one.
 func (c *Custody) withhold(ctx context.Context, before View, who hierarchy.Principal, items []item) {
-	for {
+	for looksLast() {
 		last, records := c.lastLook(before, who, items)
 		if len(records) == 0 {
 			return
