@@ -42,6 +42,7 @@ test: deps build
 
 bench: deps build
 	scripts/bench
+	scripts/bench -cluster
 
 # Loops that are too long for `make test`, the race detector over everything, and the fuzz targets; some three to four hours. SEED=N runs the moments of another night again.
 nightly: deps build
