@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,16 +14,19 @@ import (
 )
 
 // moody is a token that answers, or says why it does not.
-type moody struct{ healthy, answers error }
+type moody struct{ mood atomic.Pointer[mood] }
 
-func (m *moody) Healthy(context.Context) error { return m.healthy }
-func (m *moody) Answers(context.Context) error { return m.answers }
+type mood struct{ healthy, answers error }
+
+func (m *moody) Healthy(context.Context) error { return m.mood.Load().healthy }
+func (m *moody) Answers(context.Context) error { return m.mood.Load().answers }
 
 // What a token says of itself is known after a second; that it cannot be served with, once it has been silent for some, and no longer
 // than it is.
 func TestHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		token := &moody{}
+		token := new(moody)
+		token.mood.Store(new(mood))
 		h := watchHealth(token, slog.New(slog.DiscardHandler))
 		defer h.quit()
 		for _, step := range []struct {
@@ -40,7 +44,7 @@ func TestHealth(t *testing.T) {
 			{hsm.ErrPINLocked, hsm.ErrPINLocked, 2 * time.Second, false, hsm.ErrPINLocked},
 			{nil, nil, 300 * time.Millisecond, true, nil},
 		} {
-			token.healthy, token.answers = step.healthy, step.answers
+			token.mood.Store(&mood{step.healthy, step.answers})
 			time.Sleep(step.after)
 			synctest.Wait()
 			err := h.unwell()
