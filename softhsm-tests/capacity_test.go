@@ -35,7 +35,7 @@ func TestTokenIsNeverFilled(t *testing.T) {
 	setUp(t, n.Node, "acme") // with acme/orders
 	a := admin(t, n.Node)
 	s := statusOf(t, n).Hsm
-	if s.ObjectsMax != 30 || s.ObjectsUsed != 4 || s.ObjectsReserved != 1 { // a canary, the identity's pair, a KEK
+	if s.ObjectsMax != 30 || s.ObjectsUsed != 5 || s.ObjectsReserved != 1 { // a canary, the identity's pair, a mark, a KEK
 		t.Fatalf("at first: %v", s)
 	}
 
@@ -58,7 +58,7 @@ func TestTokenIsNeverFilled(t *testing.T) {
 	}
 	all.Wait()
 	s = statusOf(t, n).Hsm
-	if s.ObjectsLeft < uint64(len(made)) || s.ObjectsUsed != uint64(3+len(made)) {
+	if s.ObjectsLeft < uint64(len(made)) || s.ObjectsUsed != uint64(4+len(made)) {
 		t.Fatalf("after %d keys: %v", len(made), s)
 	}
 	if len(made) < 5 {
@@ -85,7 +85,7 @@ func TestTokenIsNeverFilled(t *testing.T) {
 	_, err = a.CreateKey(within(t, 30*time.Second), creation("acme/one-more"))
 	refusedForRoom(t, "a key too many", err)
 	s = statusOf(t, n).Hsm
-	if s.ObjectsLeft != 0 || s.ObjectsUsed >= s.ObjectsMax || s.Objects+3 != s.ObjectsUsed {
+	if s.ObjectsLeft != 0 || s.ObjectsUsed >= s.ObjectsMax || s.Objects+4 != s.ObjectsUsed {
 		t.Errorf("at the end: %v", s)
 	}
 	if files := objectFiles(t, n.SoftHSM+"/tokens"); len(files) != int(s.ObjectsUsed)+1 { // and token.object
@@ -117,9 +117,9 @@ func TestTokenIsFullUnexpectedly(t *testing.T) {
 	t.Parallel()
 	n := initialised(t)
 	m := n.behindFaults()
-	m.Control.Set("token objects=4")
+	m.Control.Set("token objects=5")
 	d := n.serve()
-	setUp(t, n.Node, "acme") // the fourth object is acme/orders
+	setUp(t, n.Node, "acme") // the fifth object is acme/orders
 	a := admin(t, n.Node)
 	_, err := a.CreateKey(within(t, 3*time.Second), creation("acme/mail"))
 	if !errors.Is(err, hierarchy.ErrOutcomeUnknown) || !strings.Contains(err.Error(), "the token is full") {
@@ -171,7 +171,7 @@ func TestTokenTellsItsMemory(t *testing.T) {
 		s = got.GetHsm()
 		return err == nil && s.ObjectsMax > 0
 	})
-	if s.ObjectsLeft != 1 || s.ObjectsUsed != 3 {
+	if s.ObjectsLeft != 1 || s.ObjectsUsed != 4 {
 		t.Errorf("status: %v", s)
 	}
 	_, err := a.CreateKey(within(t, 10*time.Second), creation("acme/orders"))

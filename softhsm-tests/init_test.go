@@ -70,7 +70,7 @@ func TestServeOnAnotherToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.refused(1, []string{"the token's identity is not the one that region here was made with"}, "serve")
+	n.refused(1, []string{"this node's mark is missing", "is another one, give the node its own again"}, "serve")
 	if is, err := os.ReadFile(filepath.Join(n.DataDir, "identity.pub")); err != nil || string(is) != string(was) {
 		t.Errorf("identity.pub is that of the other token: %v", err)
 	}

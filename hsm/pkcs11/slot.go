@@ -175,8 +175,17 @@ func (s *slot) openTest(key pkcs11.ObjectHandle, sealed hsm.Sealed) error {
 	return s.refuses(key, sealed, testAAD[1:])
 }
 
-// opens opens a sealed test plaintext. One that does not open is [hsm.ErrKeyRefused].
+// opens opens a sealed test plaintext. One that does not open is [hsm.ErrKeyRefused]. It is asked twice: some codes mean a
+// wrong tag with one module and passing trouble with another, and a key that is refused stays so.
 func (s *slot) opens(key pkcs11.ObjectHandle, sealed hsm.Sealed, aad []byte) error {
+	err := s.opensOnce(key, sealed, aad)
+	if errors.Is(err, hsm.ErrKeyRefused) {
+		err = s.opensOnce(key, sealed, aad)
+	}
+	return err
+}
+
+func (s *slot) opensOnce(key pkcs11.ObjectHandle, sealed hsm.Sealed, aad []byte) error {
 	s.m.reset()
 	i := s.m.open(key, sealed.IV, aad, sealed.Ciphertext)
 	s.m.run(s.session)
