@@ -36,8 +36,8 @@ func (c *conn) Close() error {
 
 // sever ends it at once.
 func (c *conn) sever() {
+	c.raw.Close() // before it is counted as gone: nothing more comes by it then
 	c.leave()
-	c.raw.Close()
 }
 
 func (c *conn) leave() {
