@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -125,7 +126,7 @@ func (t *Token) listOnce(s *slot, template attributes, known func(pkcs11.ObjectH
 			continue
 		}
 		r, err := t.readChecked(s, h)
-		if errors.Is(err, hsm.ErrKeyNotFound) {
+		if errors.Is(err, hsm.ErrKeyNotFound) || err != nil && t.isGone(s, h) {
 			continue // destroyed meanwhile, by another process
 		}
 		if err != nil {
@@ -138,6 +139,13 @@ func (t *Token) listOnce(s *slot, template attributes, known func(pkcs11.ObjectH
 		listing = append(listing, r)
 	}
 	return listing, others, nil
+}
+
+// isGone tells whether a search that finds other objects finds this one no more. SoftHSM 2.6.1 may answer
+// CKR_GENERAL_ERROR for one that is being destroyed, as another node's mark is whenever it rises.
+func (t *Token) isGone(s *slot, h pkcs11.ObjectHandle) bool {
+	there, err := t.m.search(s.session, nil)
+	return err == nil && len(there) > 0 && !slices.Contains(there, h)
 }
 
 // readChecked reads an object, and computes the check value where the token gives none.
